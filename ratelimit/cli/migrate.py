@@ -293,13 +293,15 @@ def _done(done: Done) -> Answer:
 def _show_verdict(verdict: Verdict) -> None:
     _show_counts(
         verdict.entities, source="in the source", target="in the table", missing="missing", more="more",
-        different="different", compared="rows compared",
+        different="different", rejected="rejected", compared="rows compared",
     )  # fmt: skip
     for one in verdict.differences:
         say(f"  {one.entity}: {one.what}: {one.source} in the source, {one.target} in the table")
     if verdict.hidden:
         say(f"  and {verdict.hidden:,} more")
-    say("all of it is there" if verdict.same else "NOT the same")
+    rejected = any(each.rejected for each in verdict.entities.values())
+    all_of_it = "all of it is there, but for what is rejected" if rejected else "all of it is there"
+    say(all_of_it if verdict.same else "NOT the same")
     for each in verdict.notes:
         note(each)
 

@@ -116,7 +116,8 @@ class Mapping:
 
 
 _NO_COLUMNS: Final = ("table", "timezone", "time_format", "uuids")
-_NEEDED: Final = ("events.user", "events.action", "events.time", "users.id", "plans.id")
+NEEDED: Final = ("events.user", "events.action", "events.time", "users.id", "plans.id")
+"""What every row has to have."""
 _SHOWN: Final = 40
 _SECTIONS: Final = ("events", "users", "plans", "actions")
 _TEXTS: Final = ("timezone", "time_format", "uuids")
@@ -247,7 +248,7 @@ def absent(mapping: Mapping, entity: str, where: str, there: Collection[str], *,
     columns = mapping.columns(entity)
     quotas = [path for path in columns if ".quotas." in path]
     for path, names in columns.items():
-        wanted = mapping.is_given(path) or (needed and path in _NEEDED)
+        wanted = mapping.is_given(path) or (needed and path in NEEDED)
         if wanted and first_of(names, there) is None:
             tried = ", ".join(map(repr, names))
             return f"{path}: {where} has no column {tried}{near(names, there)}; it has: {_list(there)}"

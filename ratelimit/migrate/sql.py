@@ -18,7 +18,7 @@ import msgspec
 from ratelimit.config import masked, redacted
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter, DuplicateCounter
-from ratelimit.migrate.mapping import HELD, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
+from ratelimit.migrate.mapping import HELD, NEEDED, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.mapping import Mapping as Columns
 from ratelimit.migrate.rows import (
     Batch,
@@ -165,6 +165,7 @@ def placed(place: str) -> tuple[Any, int]:
 T = TypeVar("T")
 
 _MOST_COUNTED: Final = 20
+_HAS_HEIRS: Final = "SELECT 1 FROM pg_class WHERE oid = CAST(:name AS regclass) AND relkind = 'r' AND relhassubclass"
 # What will not get better by waiting: MySQL's and PostgreSQL's words for "you may not" and "there is none".
 _REFUSED_CODES: Final = (1044, 1045, 1049, 1142, 1143, 1146, 1054, 1064)
 _REFUSED_STATES: Final = ("28", "3D", "42")
@@ -286,9 +287,11 @@ class SqlSource(Source):
             query, where = pages.where(table.c[key] > last), f"the rows of {table.name} behind {key} {last}"
 
     async def _unkeyed(self, entity: Entity, table: Any, size: int) -> AsyncGenerator[Batch, None]:
-        """Yield rows. Those that say the same are told apart by counting them."""
+        """Yield rows. Those that say the same are told apart by counting them, and so have to be near each other."""
         done, nth = 0, DuplicateCounter()
-        order = [table.c[name] for name in sorted(table.c.keys())]
+        columns = self._mapping.columns(entity)
+        names = [first_of(columns[path], table.c.keys()) for path in sorted(NEEDED) if path in columns]
+        order = [table.c[name] for name in names if name is not None]
         where, opened = f"the rows of {table.name}", ExitStack()
         try:
             rows = await self._run(lambda: self._cursor(self._sa.select(table).order_by(*order), opened), what=where)
@@ -341,15 +344,15 @@ class SqlSource(Source):
         return key if table is not None and key in table.keys else None
 
     def _look(self) -> dict[str, _Table]:
-        """Find the tables and views there are; those of another schema only where a mapping names them."""
+        """Find the tables and views there are; by name only those of another schema, and PostgreSQL's materialized
+        views and foreign tables."""
         inspector = self._sa.inspect(self._engine)
         found = {name: _Table() for name in [*inspector.get_table_names(), *inspector.get_view_names()]}
         for kind in HELD:
             for name in self._mapping.tables(kind):
-                schema, dot, table = name.rpartition(".")
-                if dot and name not in found and schema in inspector.get_schema_names():
-                    there = [*inspector.get_table_names(schema), *inspector.get_view_names(schema)]
-                    found |= {name: _Table(schema=schema)} if table in there else {}
+                schema, _, table = name.rpartition(".")
+                if name not in found and inspector.has_table(table, schema or None):
+                    found[name] = _Table(schema=schema or None)
         return found
 
     def _described(self, table: str) -> _Table:
@@ -359,6 +362,8 @@ class SqlSource(Source):
         unique = unique_columns(inspector, name, schema)
         keys = [columns[key] for key in unique if key in columns and is_key(columns[key])]
         sure = {key["name"] for key in keys if not key["nullable"] or not self._has_null(table, key["name"])}
+        if self._engine.dialect.name == "postgresql" and self._has_heirs(table):
+            sure = set()
         in_utc: list[str] = []
         if self._engine.dialect.name in ("mysql", "mariadb"):  # in the session's zone, which is UTC
             in_utc = [name for name, column in columns.items() if type(column["type"]).__name__ == "TIMESTAMP"]
@@ -371,6 +376,11 @@ class SqlSource(Source):
             query = self._sa.select(self._sa.func.count()).select_from(self._named(name))
             found[name] = (self._described(name).columns, int(self._fetch(query)[0][0]))
         return found
+
+    def _has_heirs(self, table: str) -> bool:
+        """Look whether other tables inherit from it: their rows are read as its own, and its key does not bind them."""
+        name = self._engine.dialect.identifier_preparer.format_table(self._named(table))
+        return bool(self._fetch(self._sa.text(_HAS_HEIRS).bindparams(name=name)))
 
     def _has_null(self, table: str, column: str) -> bool:
         """Look for a null: SQLite calls its row ids nullable, and lets a primary key of any other type be null."""

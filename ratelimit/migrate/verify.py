@@ -51,7 +51,7 @@ class Compared(msgspec.Struct, kw_only=True):
     """In the table only."""
     different: int = 0
     rejected: int = 0
-    """Users whose e-mail another one has: on neither side."""
+    """Rows of the source that are nothing here, and users whose e-mail another one has: on neither side."""
     compared: int = 0
     """Rows of which everything was compared."""
 
@@ -207,7 +207,7 @@ class EntryDiff:
         one = self._scratch.one
         taken = list(self._scratch.rows(_TAKEN))
         self._scratch.put("DELETE FROM entries WHERE name = ?", [(name,) for name, _, _ in taken])
-        compared.rejected = len({name for name, _, _ in taken})
+        compared.rejected += len({name for name, _, _ in taken})
         for name, identity, owner in taken[:_NAMED]:
             verdict.notes.append(f"user {name} is rejected: user {owner} has this e-mail already ({identity})")
         compared.source = one("SELECT count(s0) FROM entries")
@@ -379,6 +379,9 @@ class _Check:
         batches = self._source.batches(entity, after=None, size=self._plan.batch_size)
         async with aclosing(batches):
             async for batch in batches:
+                entries = [row.entry for row in batch.rows if row.entry is not None]
                 counts.read += len(batch.rows)
+                counts.rejected += len(batch.rows) - len(entries)
                 self._tell(entity, counts, batch.done, size)
-                yield [row.entry for row in batch.rows if row.entry is not None]
+                yield entries
+        self.verdict.entities[entity].rejected += counts.rejected

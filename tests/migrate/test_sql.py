@@ -151,6 +151,42 @@ async def test_a_key_that_is_unique_among_some_rows_only(
     assert (await bring(plan_of(url, table, tmp_path, batch_size=5))).checkpoint.of("events").written == 20
 
 
+_ROWS = (
+    "SELECT mod(n, 10), 'u' || mod(n, 3), 'hint', '{}'::JSON, now() - n * INTERVAL '1 min' "
+    "FROM generate_series(1, 20) AS n"
+)
+_COLUMNS = "id INT, user_id TEXT, action TEXT, metadata JSON, created_at TIMESTAMPTZ"
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize(
+    "statements",
+    [
+        # JSON has no order there.
+        [f"CREATE TABLE usage_log ({_COLUMNS}, PRIMARY KEY (id, created_at))", f"INSERT INTO usage_log {_ROWS}"],
+        # An heir has ids of its own, and is read with the table.
+        [
+            f"CREATE TABLE usage_log ({_COLUMNS}, PRIMARY KEY (id))", "CREATE TABLE archive () INHERITS (usage_log)",
+            f"INSERT INTO usage_log {_ROWS} WHERE n <= 10", f"INSERT INTO archive {_ROWS} WHERE n > 10",
+        ],
+        [f"CREATE MATERIALIZED VIEW usage_log (id, user_id, action, metadata, created_at) AS {_ROWS}"],
+    ],
+    ids=["composite key", "heir", "materialized view"],
+)  # fmt: skip
+async def test_tables_of_all_kinds(
+    kind: str, statements: list[str], table: str, tmp_path: Path, database: Callable[[str], str]
+) -> None:
+    url = database(kind)
+    engine = sa.create_engine(with_driver(url))
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    asked = plan_of(url, table, tmp_path, batch_size=3)
+    assert (await bring(asked)).checkpoint.of("events").written == 20
+    assert (await check(asked)).same
+
+
 async def test_without_a_key_an_interrupted_run_begins_anew(
     table: str, tmp_path: Path, database: Callable[[str], str]
 ) -> None:

@@ -169,6 +169,15 @@ async def test_what_came_after_the_mark_is_missing_too(tmp_path: Path, brought: 
     assert (await check(brought)).same
 
 
+async def test_rows_that_are_rejected_are_told(tmp_path: Path, brought: MigrationPlan) -> None:
+    with sqlite3.connect(tmp_path / "app.db") as connection:
+        connection.execute("INSERT INTO usage_log VALUES (999, 1, 'swim', NULL, NULL, 'yesterday')")
+    connection.close()
+    verdict = await check(brought)
+    assert verdict.same
+    assert verdict.entities["events"].rejected == 1
+
+
 async def test_one_altered_event_of_a_file_is_found(table: str, tmp_path: Path) -> None:
     """However large its rows are."""
     path = tmp_path / "usage_log.jsonl"
