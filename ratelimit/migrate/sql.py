@@ -441,5 +441,12 @@ def _is_refusal(error: Any) -> bool:
     state = getattr(error.orig, "sqlstate", None) or ""
     if code in _REFUSED_CODES or state[:2] in _REFUSED_STATES:
         return True
-    missing = ("no such table", "no such column", "unable to open", "not a database", "authentication failed")
-    return any(words in str(error.orig) for words in missing)
+    final = (
+        "no such table",
+        "no such column",
+        "unable to open",
+        "not a database",
+        "malformed",
+        "authentication failed",
+    )
+    return any(words in str(error.orig) for words in final)

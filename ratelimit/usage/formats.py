@@ -306,7 +306,7 @@ def fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def to_json(cell: str) -> object:
     """Return what the text says; itself where it is no JSON: the event says what would be right."""
-    return _or_text(json.loads, cell)
+    return _or_text(lambda text: json.loads(text, object_pairs_hook=fields_once), cell)
 
 
 def _or_text(parse: Callable[[str], object], cell: str) -> object:

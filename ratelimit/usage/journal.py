@@ -93,6 +93,10 @@ class Journal:
         self.waiting += not spill
         return one.done
 
+    @property
+    def is_idle(self) -> bool:
+        return self._gathering is None and self._committing is None
+
     async def settled(self) -> None:
         last = self._gathering or self._committing
         if last is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 (what it registers for the end has to come first)
 import logging
+import os
+import threading
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -102,6 +105,7 @@ class UsageLog(Reports):
             await stopping.stop(self.settings.grace)
             if self._stopping is stopping:
                 self._stopping = None
+        _at_work.discard(self)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -277,6 +281,7 @@ class UsageLog(Reports):
 
     def _start(self) -> Pipeline:
         self._pipeline = Pipeline(self._store.events, self.settings, self._stats, self._clock, self.timelines)
+        _at_work.add(self)
         return self._pipeline
 
     def _enqueue_though_full(self, pipeline: Pipeline, event: UsageEvent) -> Awaitable[bool]:
@@ -317,6 +322,24 @@ class UsageLog(Reports):
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)
         return dropped
+
+
+_at_work: Final[set[UsageLog]] = set()
+"""Those that nobody has closed yet, and nobody may forget before all is written."""
+
+
+def _close_all() -> None:
+    """Write what those still have whose event loop has ended without them."""
+    for one in list(_at_work):
+        pipeline = one._pipeline
+        if pipeline is not None and not pipeline.is_idle and not pipeline.loop.is_running():
+            asyncio.run(one.close())
+
+
+# While threads may still be started, which asking for an address takes: `atexit` comes too late for that.
+threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_at_work.clear)
 
 
 unwritten: Final[WeakSet[Any]] = WeakSet()

@@ -75,6 +75,12 @@ class Pipeline:
         kept_free = self._settings.max_queue // 2 if self._spills and self.journal.replay else 0
         return self.writer.room - self.journal.waiting - kept_free
 
+    @property
+    def is_idle(self) -> bool:
+        """Return whether nothing is on its way, neither to the table nor to the disk."""
+        on_disk = self.journal is None or self.journal.is_idle
+        return on_disk and not self.writer.queue and not self.writer.in_flight
+
     async def open(self) -> None:
         """Return when the journal is ours, and what dead processes left is queued. Raise `OSError`."""
         if self.journal is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -171,6 +172,20 @@ async def test_a_source_that_is_not_there(table: str, tmp_path: Path) -> None:
     assert not (tmp_path / "gone.db").exists()
     with pytest.raises(ConfigError, match="cannot use nonsense://"):
         await bring(plan_of("nonsense://user:secret@host/db", table, tmp_path))
+
+
+async def test_a_damaged_database_is_not_taken_for_one_that_is_away(table: str, tmp_path: Path) -> None:
+    database = tmp_path / "app.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute(
+            "CREATE TABLE usage_log (id INTEGER PRIMARY KEY, user_id TEXT, action TEXT, created_at TEXT)"
+        )
+        rows = [(number, "u" * 200, "hint", "2026-01-05T00:00:00Z") for number in range(500)]
+        connection.executemany("INSERT INTO usage_log VALUES (?, ?, ?, ?)", rows)
+    connection.close()
+    os.truncate(database, database.stat().st_size // 2)
+    with pytest.raises(SourceRefused, match="malformed"):
+        await bring(plan_of(database, table, tmp_path))
 
 
 async def test_a_file_that_changed_is_read_anew(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

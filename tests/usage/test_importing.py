@@ -240,6 +240,13 @@ async def test_bad_lines_of_csv(tmp_path: Path, line: str, told: str) -> None:
     assert told in second["reason"]
 
 
+async def test_metadata_in_a_cell_that_has_a_name_twice(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text(f'user,action,time,metadata\nalice,hint,{RECENT},"{{""a"": 1, ""a"": 2}}"\n')
+    with pytest.raises(BadLines, match="metadata must be a JSON object"):
+        await bring(MemoryStore(), path)
+
+
 @pytest.mark.parametrize("own", [{"id": "order-17"}, {"id": event().id}])
 @pytest.mark.parametrize(
     "other", [{"cost": 5}, {"allowed": False}, {"at": NOON // 1000 - 1}, {"action": "solve"}, {"metadata": {"a": 1}}]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -387,6 +389,33 @@ def test_a_forked_child_writes_its_own(running: bool, tmp_path: Path) -> None:
         asyncio.run(flushed(usage))
     assert (tmp_path / "written").read_text() == ("3" if running else "10")
     assert len(store.events) == 7
+
+
+AT_THE_END = """
+import asyncio, atexit, sys
+from ratelimit import MemoryStore, UsageLog
+
+store = MemoryStore()
+atexit.register(lambda: print(len(store.events)))
+
+async def main():
+    usage = UsageLog(store, flush_interval=60, **eval(sys.argv[2]))
+    for _ in range(30):
+        await usage.record("alice", "hint")
+    sys.exit(int(sys.argv[1]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("status", [0, 3])
+@pytest.mark.parametrize("durability", ["memory", "journal"])
+def test_the_end_of_the_interpreter_writes_what_waits(durability: str, status: int, tmp_path: Path) -> None:
+    options = {"durability": durability, "journal_dir": str(tmp_path)}
+    command = [sys.executable, "-c", AT_THE_END, str(status), repr(options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.stdout, done.returncode) == ("30\n", status), done.stderr
 
 
 def wait_for_child_of_thread(fork: Callable[[], int]) -> None:
