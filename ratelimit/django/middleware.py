@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.decorators import method_decorator
+from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -104,18 +105,18 @@ class DjangoRequest(AppRequest):
         return {"type": "http.request", "body": self.request.body, "more_body": False}
 
     async def identify(self, *, is_named: bool = False) -> None:
-        """Have Django's user at hand, where a policy or the view goes by him (`is_named`): he may be in the database,
-        which an event loop must not wait for."""
+        """Have Django's user of this moment at hand, where a policy or the view goes by him (`is_named`): he may be in
+        the database, which an event loop must not wait for, and who asks in a view may have found him there."""
         scope = self.admission.scope
-        if not (self.surface.reads_user or is_named) or "user" in scope:
+        if not (self.surface.reads_user or is_named):
             return
-        if not self.is_async:
-            scope["user"] = getattr(self.request, "user", None)
-        elif hasattr(self.request, "auser"):
-            scope["user"] = await self.request.auser()
-        elif (user := getattr(self.request, "user", None)) is not None:
-            await sync_to_async(bool)(user)
-            scope["user"] = user
+        user = getattr(self.request, "user", None)
+        if self.is_async and isinstance(user, LazyObject):
+            if hasattr(self.request, "auser"):
+                user = await self.request.auser()
+            else:
+                await sync_to_async(bool)(user)
+        scope["user"] = user
 
     def end_later(self) -> Callable[[], object]:
         if not self.is_async:

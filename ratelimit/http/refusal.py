@@ -76,6 +76,10 @@ class Refusals:
             response = await answer if isawaitable(answer) else answer
         if response is None:
             return refusal(decision, self._writer), []
+        if not isinstance(response, Response):
+            raise RateLimitError(
+                f"what answers a refusal of {decision.policy!r} must return a Response, not {response!r}"
+            )
         return response, unsaid(self._writer.refusal(decision), [name.lower() for name, _ in response.raw_headers])
 
     async def _by_the_app(self, decision: Decision, asked: Admission) -> Response | None:

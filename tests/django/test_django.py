@@ -106,6 +106,12 @@ async def test_djangos_user_is_the_user(client: Site) -> None:
         assert (await client.used("export", "7"), await client.used("export")) == (2, 2)
 
 
+async def test_who_is_found_out_in_a_view_is_the_user_from_then_on(client: Site) -> None:
+    with limits(Policy("api", "9/day", match="/**"), EXPORT):
+        assert await client.statuses("GET /export/known?pages=2") == [200]
+        assert (await client.used("api"), await client.used("export", "9"), await client.used("export")) == (1, 2, 0)
+
+
 async def test_what_counts_is_how_the_site_answers(client: Site) -> None:
     with limits(Policy("hint", "2/day", match="/**", count="success")):
         assert await client.statuses("GET /status/500", "GET /nothing", "GET /broken") == [500, 404, 500]

@@ -326,6 +326,13 @@ async def test_a_handler_of_the_app_answers_what_a_match_or_a_view_refuses(where
     assert (answer_.headers["ratelimit"], answer_.headers["retry-after"]) == ("mine", "43200")
 
 
+async def test_what_is_no_answer_to_a_refusal_is_told() -> None:
+    limiter = limiter_of(Policy("hint", "0/day", match="/**"))
+    app = RateLimitMiddleware(Starlette(), limiter=limiter, on_refused=lambda request, decision: {"no": "more"})  # type: ignore[arg-type,return-value]
+    with pytest.raises(RateLimitError, match="refusal of 'hint' must return a Response, not"):
+        await client_of(app).get("/a")
+
+
 async def test_a_handler_that_leaves_it_to_the_middleware_and_one_of_another_error() -> None:
     async def never(request: Request, error: Exception) -> Response:
         raise AssertionError("this is no refusal")
