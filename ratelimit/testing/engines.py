@@ -28,11 +28,12 @@ import threading
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -223,11 +224,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """Return one that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return one that nobody listens on, of those that systems give to nobody who asks for any: it stays free until a
+    program comes to it."""
+    while True:
+        port = SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # --- ministack --------------------------------------------------------------------------------------------------------

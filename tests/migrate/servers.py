@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,9 +18,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from ratelimit.migrate.sql import with_driver
-from ratelimit.testing.engines import run_with_parent
+from ratelimit.testing.engines import free_port, run_with_parent
 
-READY_WITHIN = 90.0
+READY_WITHIN = 240.0
 VARIABLE = "RATELIMIT_TEST_DATABASES"
 
 
@@ -36,7 +35,7 @@ def running(name: str) -> Iterator[str]:
     # Not one of pytest's folders: a server that must not be root has to get there.
     folder = Path(tempfile.mkdtemp(prefix=f"ratelimit-{name}-"))
     try:
-        command, url = find(folder, _free_port())
+        command, url = find(folder, free_port())
         with _process(command, folder, url):
             yield url
     finally:
@@ -129,10 +128,3 @@ def _program(name: str, path: str | None = None) -> str:
     if found is None:
         raise NotInstalled(f"{name} is not installed: apt-get install mariadb-server postgresql")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
