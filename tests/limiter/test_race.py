@@ -333,7 +333,7 @@ async def test_tasks_in_memory(reserves: bool) -> None:
                 used += units
             await slot.release()
 
-    limiters = [Limiter(store, [policy], denial_cache=0) for _ in range(8)]
+    limiters = [Limiter(store, [policy], clock=FakeClock(), denial_cache=0) for _ in range(8)]
     await asyncio.gather(*(task(limiter, random.Random(n)) for limiter in limiters for n in range(50)))
     assert most == SLOTS
     left = await store.read(Key("alice", "job"))

@@ -272,7 +272,7 @@ def settings(engine: Engine) -> str:
 def admin_of(service: Served) -> httpx.AsyncClient:
     # Each question on a connection of its own, so that either worker may get it.
     limits = httpx.Limits(max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=str(service.banner["admin"]), headers=ASK, timeout=30, limits=limits)
+    return httpx.AsyncClient(base_url=str(service.banner["admin"]), headers=ASK, timeout=LONG_S, limits=limits)
 
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ async def test_reloads_reach_every_worker(engine: Engine, tmp_path: Path) -> Non
         await until_they_say(admin, "ratelimit_reloads_total", {"0": 2, "1": 2}, result="done")
         for _ in range(8):
             assert (await admin.get("/config")).json()["policies"]["hint"]["quotas"] == ["9/day"]
-        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=LONG_S) as client:
             answers = [await client.post("/v1/authz/hints", headers={"x-api-key": "alice"}) for _ in range(10)]
         assert [answer.status_code for answer in answers] == [200] * 9 + [429]
         for _ in range(4):  # whoever is asked

@@ -367,7 +367,7 @@ async def nginx(folder: Path, upstream: int) -> AsyncIterator[int]:
             program, "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf"), stdout=output, stderr=output
         )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 assert process.returncode is None, log.read_text()
                 with suppress(OSError):

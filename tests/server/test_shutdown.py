@@ -74,8 +74,8 @@ async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
 async def test_after_the_linger_nobody_listens() -> None:
     async with served(*QUICK, "--linger", "1") as service:
         loop = asyncio.get_running_loop()
-        service.send(SIGTERM)
         since = loop.time()
+        service.send(SIGTERM)
         assert await service.ended() == 0
         assert loop.time() > since + 1
         assert nobody_at(service.port)

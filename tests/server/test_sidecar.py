@@ -135,10 +135,10 @@ async def test_what_is_under_way_at_the_end_is_not_waited_for(tmp_path: Path) ->
 
 
 async def test_counters_never_fall(tmp_path: Path) -> None:
-    async with running(write(tmp_path, "1/day")) as service:
+    async with running(write(tmp_path, "1/day", "denial_cache = 60")) as service:
         assert await service.statuses(3) == [200, 429, 429]
         assert await service.metric("ratelimit_denials_cached_total") == 1
-        write(tmp_path, "2/day")
+        write(tmp_path, "2/day", "denial_cache = 60")
         await service.sidecar.reload()
         assert await service.statuses(3) == [200, 429, 429]
         assert await service.metric("ratelimit_denials_cached_total") == 2

@@ -126,7 +126,7 @@ FILE = 'user_from = "header:x-api-key"\n[policies.api]\nquotas = "{quotas}"\nmat
 
 async def quota(service: Served) -> str:
     """As a new connection is told, by whichever worker it comes to."""
-    async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=LONG_S) as client:
         answer = await client.get("/v1/authz/", headers={"x-api-key": "alice"})
     return str(answer.headers["ratelimit-policy"])
 

@@ -114,7 +114,7 @@ def test_after_close_nothing_is_taken_and_that_is_counted() -> None:
 
 def test_a_thread_that_outlives_close(apart: Apart, opened: Store) -> None:
     """Of its events each is in the table, or was refused."""
-    usage, kept, done = UsageLog(opened), [], threading.Event()
+    usage, kept, done = UsageLog(opened, max_queue=1000, grace=240), [], threading.Event()
 
     def record() -> None:
         while not done.is_set():
@@ -225,7 +225,7 @@ def test_the_end_of_the_interpreter_writes_what_waits(apart: Apart, url: str, en
 @pytest.mark.process
 def test_a_forked_process_writes_its_own_and_leaves_the_rest_to_its_parent(apart: Apart, url: str) -> None:
     apart.server.always(slow(0.05))
-    done = run(url, "fork")
+    done = run(url, "fork", repr({"flush_interval": 60}))
     wanted = [f"{name}-{number:02}" for name in ("child", "main") for number in range(30)]
     assert (events_in(apart), done.stderr) == (wanted, "")
     assert apart.server.received["BatchWriteItem"] == 4, "each two, and none twice"
