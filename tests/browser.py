@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 REQUIRED: Final = "RATELIMIT_TEST_BROWSER"
 """Set it to `required`, and a missing browser fails the tests that need one."""
-PATIENCE: Final = 60.0
+PATIENCE: Final = 120.0
 _FLAGS: Final = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",

@@ -71,7 +71,7 @@ def test_it_runs_as_a_module() -> None:
         [sys.executable, "-m", "ratelimit", "check", "alice", "hint", "--quota", "0/day"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1, done.stderr

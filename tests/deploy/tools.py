@@ -14,7 +14,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 REQUIRED: Final = "RATELIMIT_TEST_DEPLOY"
 """`required` makes what is missing a failure; else its tests are skipped, saying so. `make test-deploy` sets it."""
-PATIENCE: Final = 600.0
+PATIENCE: Final = 1200.0
 
 TOOLS: Final = ROOT / ".cache" / "deploy-tools" / "bin"
 """Where `make test-deploy` installs what pip has."""

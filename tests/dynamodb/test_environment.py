@@ -192,7 +192,7 @@ def test_a_check_imports_nothing_that_it_does_not_need() -> None:
     with Apart() as apart:
         url = f"dynamodb://limits?endpoint={apart.server.endpoint}"
         done = subprocess.run(
-            [sys.executable, "-c", CHECK, url], capture_output=True, text=True, timeout=60, env=dict(os.environ)
+            [sys.executable, "-c", CHECK, url], capture_output=True, text=True, timeout=240, env=dict(os.environ)
         )
     assert done.stdout == "[True, False] quota\n\n", done.stderr
 

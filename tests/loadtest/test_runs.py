@@ -62,7 +62,7 @@ def children(pid: int) -> list[int]:
 
 def gone(mark: str) -> bool:
     """Whether all of them end."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while processes(mark):
         if time.monotonic() > until:
             return False

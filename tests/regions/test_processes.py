@@ -83,7 +83,7 @@ def ask_in_each_region(folder: Path) -> list[Any]:
     for run in runs:
         run.stdin.write("go\n")
         run.stdin.flush()
-    return [json.loads(run.communicate(timeout=60)[0]) for run in runs]
+    return [json.loads(run.communicate(timeout=240)[0]) for run in runs]
 
 
 def test_three_processes_in_three_regions_admit_exactly_the_quota(

@@ -132,7 +132,7 @@ def test_what_the_page_shows_is_what_pytest_runs(tmp_path: Path) -> None:
         env={**os.environ, "RATELIMIT_STORE": "memory://", "PYTHONPATH": f"{ROOT}", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
         check=False,
     )
     assert "2 passed" in ran.stdout, ran.stdout + ran.stderr
