@@ -23,8 +23,11 @@ from tests.usage.files import Interrupted, InterruptedStore
 from tests.usage.test_erasing import killed
 
 NOW = datetime.now(UTC)
-TODAY = NOW.date().isoformat()
 LONG_AGO = (NOW - timedelta(days=200)).date().isoformat()
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_events(ratelimit: Command, url: str) -> None:
     assert (status, err) == (0, "")
     assert out.count("hint") == 3
     assert "denied" in out
-    denied = ratelimit("usage", "events", "alice", "--denied", "--action", "hint", "--since", TODAY, "--json").json
+    denied = ratelimit("usage", "events", "alice", "--denied", "--action", "hint", "--since", today(), "--json").json
     assert [(one["user"], one["allowed"], one["status"]) for one in denied["events"]] == [("alice", False, 429)]
     assert denied["cursor"] is None
 
@@ -74,11 +77,11 @@ def test_events_page_by_page(ratelimit: Command, url: str) -> None:
 def test_summary_and_totals(ratelimit: Command, url: str) -> None:
     summary = ratelimit("usage", "summary", "alice", "--days", "5", "--json").json
     assert summary["hint"] == {"total": 5, "daily_avg": 1.0}
-    assert summary["date_range"][1] == TODAY
+    assert summary["date_range"][1] == today()
     assert "daily average" in ratelimit("usage", "summary", "alice").out
-    assert ratelimit("usage", "totals", "alice", "--json").json == {"hint": {TODAY: 5}, "solve": {TODAY: 1}}
-    assert TODAY in ratelimit("usage", "totals", "alice", "--since", "yesterday", "--action", "solve").out
-    month = f"{TODAY[:7]}-01"
+    assert ratelimit("usage", "totals", "alice", "--json").json == {"hint": {today(): 5}, "solve": {today(): 1}}
+    assert today() in ratelimit("usage", "totals", "alice", "--since", "yesterday", "--action", "solve").out
+    month = f"{today()[:7]}-01"
     monthly = ("usage", "totals", "alice", "--per", "month")
     assert ratelimit(*monthly, "--json").json == {"hint": {month: 5}, "solve": {month: 1}}
     assert month in ratelimit(*monthly).out
@@ -88,12 +91,12 @@ def test_top(ratelimit: Command, url: str) -> None:
     line = ("usage", "top", "--day", "today", "--action", "hint")
     assert ratelimit(*line, "--json").json == [{"user": "bob", "total": 9}, {"user": "alice", "total": 5}]
     assert ratelimit(*line, "--count", "1").out.count("alice") == 0
-    assert ratelimit("usage", "top", "--day", TODAY, "--action", "nap").out.startswith("nobody used nap on ")
+    assert ratelimit("usage", "top", "--day", today(), "--action", "nap").out.startswith("nobody used nap on ")
     assert "READS THE WHOLE TABLE" in ratelimit("usage", "top", "--help").out
 
 
 def test_reconcile(ratelimit: Command, url: str) -> None:
-    found = ratelimit("usage", "reconcile", "alice", "--day", TODAY, "--json").json
+    found = ratelimit("usage", "reconcile", "alice", "--day", today(), "--json").json
     assert found["hint"] == {"events": 5, "total": 5, "difference": 0}
     assert "difference" in ratelimit("usage", "reconcile", "alice", "--day", "today").out
 
@@ -188,7 +191,7 @@ def test_a_pipe_is_not_imported(ratelimit: Command, url: str, tmp_path: Path) ->
 def test_export_with_options(ratelimit: Command, url: str, tmp_path: Path) -> None:
     file = tmp_path / "events.parquet"
     line = ("usage", "export", "--out", str(file), "--action", "hint", "--allowed", "--parts", "3", "--json")
-    report = ratelimit(*line, "--since", TODAY, "--until", TODAY).json
+    report = ratelimit(*line, "--since", today(), "--until", today()).json
     assert (report["events"], report["format"]) == (3, "parquet")
     assert file.read_bytes()[:4] == b"PAR1"
 
@@ -256,7 +259,7 @@ def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) ->
     assert ratelimit("usage", "events", "alice", "--json").json["events"] == []
     assert ratelimit("user", "show", "alice").status == 2
     assert ratelimit("user", "show", "--email", "alice@example.com").status == 2
-    assert ratelimit("usage", "totals", "bob", "--json").json == {"hint": {TODAY: 9}}
+    assert ratelimit("usage", "totals", "bob", "--json").json == {"hint": {today(): 9}}
 
 
 def test_erase_says_where_it_looked_and_what_it_found(
@@ -362,8 +365,9 @@ def test_the_timeline_of_an_action(
     config = tmp_path / "ratelimit.toml"
     config.write_text(f'store = "{url}"\n[policies.hint]\nquotas = "5/day"\ntimeline = true\n', encoding="utf-8")
     monkeypatch.setenv("RATELIMIT_CONFIG", str(config))
+    day = today()
     lines = [
-        {"user": user, "action": "hint", "time": f"{TODAY}T00:00:0{second}Z", "allowed": second != 2, "resource": "/a"}
+        {"user": user, "action": "hint", "time": f"{day}T00:00:0{second}Z", "allowed": second != 2, "resource": "/a"}
         for second, user in enumerate(("alice", "bob", "carol"))
     ]
     events = tmp_path / "events.jsonl"
@@ -380,7 +384,7 @@ def test_the_timeline_of_an_action(
     cursor = err.split("--cursor ")[1].strip()
     rest = ratelimit("usage", "timeline", "hint", "--limit", "2", "--cursor", cursor, "--json").json
     assert ([one["user"] for one in rest["events"]], rest["cursor"]) == (["alice"], None)
-    denied = ratelimit("usage", "timeline", "hint", "--denied", "--resource", "/a", "--since", TODAY, "--json").json
+    denied = ratelimit("usage", "timeline", "hint", "--denied", "--resource", "/a", "--since", day, "--json").json
     assert [one["user"] for one in denied["events"]] == ["carol"]
     assert "no events of hint in this range" in ratelimit("usage", "timeline", "hint", "--status", "500").out
     assert ratelimit("demo", "seed", "--users", "3", "--days", "3").status == 0

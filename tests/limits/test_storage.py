@@ -147,9 +147,9 @@ def test_reset_forgets_its_own_prefix_only(engine: Engine) -> None:
     other: Any = storage_from_string(f"{url}&key_prefix=shop2")
     for storage in (one, other):
         for user in range(30):
-            assert storage.incr(f"user {user}", 60) == 1
-        assert storage.acquire_entry("alice", 2, 60)
-        assert storage.acquire_sliding_window_entry("alice", 2, 60)
+            assert storage.incr(f"user {user}", 3600) == 1
+        assert storage.acquire_entry("alice", 2, 3600)
+        assert storage.acquire_sliding_window_entry("alice", 2, 3600)
     assert (one.reset(), one.reset()) == (32, 0)
     assert (one.get("user 1"), other.get("user 1")) == (0, 1)
     one.close()

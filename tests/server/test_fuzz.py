@@ -62,7 +62,7 @@ _TOKENS: Final = [
 _FRAMES: Final = [b"", b"\x81\x02hi", b"\x81\x7f" + b"\xff" * 8, b"\x88\x02\x03\xe8", b"\x89\x00", b"\xff\xff", b"\x01"]
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(SECONDS + 120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(SECONDS + 300)]
 
 
 def mutated(draw: Random, corpus: list[bytes]) -> bytes:

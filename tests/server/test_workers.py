@@ -64,7 +64,7 @@ async def test_one_that_dies_is_replaced(engine: Engine) -> None:
             os.kill(pid, SIGKILL)
         await service.told("ended with status -9; another one takes its place")
         await until(lambda: anew(service, former))
-        async with httpx.AsyncClient(base_url=service.url) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=LONG_S) as client:
             assert (await client.get("/v1/authz/", headers={"x-api-key": "alice"})).status_code == 200
         service.send(SIGTERM)
         assert await service.ended() == 0
@@ -113,7 +113,7 @@ async def test_a_worker_started_later_falls_back_on_the_last_good_configuration(
         await service.told("all 2 workers are replaced")
         assert anew(service, former)
         await service.told("the last good configuration holds")
-        async with httpx.AsyncClient(base_url=service.url) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=LONG_S) as client:
             answer = await client.get("/v1/authz/extra", headers={"x-api-key": "alice"})
         assert '"extra";q=5' in answer.headers["ratelimit-policy"]
 
