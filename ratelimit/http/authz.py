@@ -4,6 +4,7 @@
     429                    refuse it, with the fields, Retry-After and the problem body
     429, type …reduced-…   the store cannot be asked, and the policy says `deny`: never a 5xx, which Envoy takes for a
                            fault of this endpoint and then, by its `failure_mode_allow`, lets the request pass
+    429                    a function of the app fails: a fault of ours lets nobody pass either
     400                    the question makes no sense; the detail says why
     403 + X-RL-Status      with `?dialect=nginx` in the place of every refusal: `auth_request` knows no other
 
@@ -13,6 +14,7 @@ allowed counts, also for policies with `count = "success"` or `"failure"`.
 
 from __future__ import annotations
 
+import logging
 from typing import Final, Unpack
 
 from starlette.responses import Response
@@ -34,6 +36,12 @@ STATUS: Final = b"x-rl-status"
 
 REDUCED: Final = 503
 """The status of a refusal because the store cannot be asked, which no gateway is to see."""
+
+UNDECIDED: Final = ProblemResponse(
+    Problem(title="The request could not be checked", status=429, detail="A fault of the server; it is logged.")
+)
+
+logger = logging.getLogger("ratelimit")
 
 
 class Authz:
@@ -74,12 +82,19 @@ class Authz:
         except InvalidInput as error:
             answer, dialect = await answer_of(no_question(error), {**scope, "type": "http"}), dialect_or_plain(scope)
         else:
-            answer, dialect = await answer_of(self.middleware, question.scope, None), question.dialect
+            answer, dialect = await self._decide(question.scope), question.dialect
         status, headers, body = for_gateway(answer, [], dialect)
         # A gateway may pass a handshake on as one; then the server has to be told which answer is meant.
         kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
         await send({"type": f"{kind}.start", "status": status, "headers": headers})
         await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else body})
+
+    async def _decide(self, scope: Scope) -> Response:
+        try:
+            return await answer_of(self.middleware, scope, None)
+        except Exception:
+            logger.exception("a request could not be checked")
+            return UNDECIDED
 
     async def _allow(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be the app behind the middleware: what gets here may pass. The lifespan is the fallback's."""

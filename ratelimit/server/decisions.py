@@ -15,12 +15,12 @@ from ratelimit.errors import InvalidInput
 from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import JSON, MAX_BODY, MAX_BODY_S, UNEXPECTED, headers_of
-from ratelimit.http.authz import Authz, for_gateway, no_question
+from ratelimit.http.authz import UNDECIDED, Authz, for_gateway, no_question
 from ratelimit.http.gateway_question import Dialect, asked, dialect_or_plain
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import FAULT, SLOW
+from ratelimit.server.problems import SLOW
 from ratelimit.server.request import RawHeader, Request
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tasks import start_now
@@ -110,7 +110,7 @@ class Question(Decided):
             answer = admission.begin()
         except Exception:
             logger.exception(_UNANSWERED)
-            self.problem(FAULT)
+            self._respond(UNDECIDED, [], question.dialect)
             return
         if answer is None and self._service.state.recorder is None:
             self._allow(admission)
@@ -128,7 +128,7 @@ class Question(Decided):
                 self._respond(*await admission.refuse(refused), dialect)
         except Exception:
             logger.exception(_UNANSWERED)
-            self.problem(FAULT)
+            self._respond(UNDECIDED, [], dialect)
 
     def _allow(self, admission: Admission) -> None:
         # What the upstream will answer is not known here.

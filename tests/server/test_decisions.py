@@ -6,6 +6,7 @@ import re
 
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from ratelimit import Config, Limiter, MemoryStore, Policy
 from ratelimit.factory import decision_app, middleware_args
@@ -25,6 +26,10 @@ def no_pages(request: object) -> int:
     raise HTTPException(400, "pages is no number")
 
 
+async def no_tenant(connection: HTTPConnection) -> str:
+    return connection.headers["x-tenant"]
+
+
 CONFIG = Config(
     user_from=("header:x-api-key",),
     exempt=("/free/**",),
@@ -36,6 +41,9 @@ CONFIG = Config(
         Policy("failed", "1/day", match="/login", count="failure"),
         Policy("export", "3/day", match="/pages", count="success"),
         Policy("pages", "3/day", match="/pages", cost=no_pages),
+        Policy("bug", "1/day", match="/bug", user_from=lambda connection: connection.headers["x-tenant"]),
+        Policy("waits", "1/day", match="/waits", user_from=no_tenant),
+        Policy("nobody", "1/day", match="/nobody", user_from=lambda connection: ""),
     ),
 )
 _TOKEN = b"authorization: Bearer a-token-of-16-letters\r\n"
@@ -51,6 +59,7 @@ def check(body: bytes, fields: bytes = _TOKEN + _JSON, method: bytes = b"POST") 
     return question(b"/v1/check", fields, method, body)
 
 
+FAILING = [b"/bug", b"/waits", b"/nobody"]
 FORWARDED = b"x-forwarded-method: POST\r\nx-forwarded-uri: /hints?a=1\r\n"
 CASES: dict[str, list[bytes]] = {
     "allowed, and refused": [question(b"/v1/authz/hints")] * 3,
@@ -67,6 +76,11 @@ CASES: dict[str, list[bytes]] = {
     "in shadow": [question(b"/v1/authz/shadow")] * 2,
     "counted by outcome": [question(b"/v1/authz/login")] * 2,
     "rejected by a function": [question(b"/v1/authz/pages")] * 2,
+    "functions that fail": [question(b"/v1/authz" + path) for path in FAILING],
+    "functions that fail, for nginx": [
+        question(b"/v1/authz?dialect=nginx", FORWARDED.replace(b"forwarded", b"original").replace(b"/hints", path))
+        for path in FAILING
+    ],
     "HEAD": [question(b"/v1/authz/paid/x", method=b"HEAD")] * 2,
     "a handshake": [question(b"/v1/authz/paid/x", WEBSOCKET, b"GET")],
     "beside it": [question(b"/v1/authzoo/hints")],
@@ -100,6 +114,12 @@ async def test_no_method_has_a_gateway_let_the_request_pass(method: bytes) -> No
     """As Envoy does upon a 5xx, where `failure_mode_allow` is set."""
     (answer,) = await answers(counting(), [question(b"/v1/authz/hints", method=method)])
     assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("path", FAILING)
+async def test_no_fault_has_a_gateway_let_the_request_pass(path: bytes) -> None:
+    (answer,) = await answers(counting(), [question(b"/v1/authz" + path)])
+    assert answer.startswith(b"HTTP/1.1 429 ")
 
 
 async def test_it_is_the_connection_that_answers() -> None:
