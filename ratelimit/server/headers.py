@@ -129,6 +129,9 @@ class RequestHeaders:
         for name in (b"x-forwarded-for", b"forwarded"):
             if name in claims:
                 claims[name] += b", " + seen[name]
+        if b"forwarded" not in claims:
+            # It would begin with the peer, and who believes it before the others would take that for the client.
+            del seen[b"forwarded"]
         return _lines({**seen, **claims}.items())
 
 

@@ -52,3 +52,13 @@ async def test_a_peer_is_trusted_alike_by_the_limit_and_by_what_the_upstream_is_
         request.scope, request.headers = scope, scope["headers"]
         head = b"".join(RequestHeaders(ProxySettings(), Upstream.parse("http://a"), ["127.0.0.0/8"]).write(request, ""))
         assert f"\r\nx-forwarded-for: 203.0.113.7, {peer}\r\n".encode() in head
+        assert b"\r\nforwarded: " not in head
+
+
+async def test_forwarded_is_continued_where_a_trusted_peer_has_sent_it() -> None:
+    """Begun here it would say that the peer is the client: Rack believes it before all else."""
+    request = Request(0.0)
+    request.scope = scope_of(client=("127.0.0.1", 1), scheme="http")
+    request.headers = [(b"forwarded", b"for=203.0.113.7;proto=https")]
+    head = b"".join(RequestHeaders(ProxySettings(), Upstream.parse("http://a"), 1).write(request, ""))
+    assert b"\r\nforwarded: for=203.0.113.7;proto=https, for=127.0.0.1;" in head
