@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ UNAVAILABLE: Final = 3
 MAX_PIPE_WIDTH: Final = 10_000
 """Characters of a table's line where no terminal breaks it."""
 
+# What would move the cursor, speak to the terminal or turn the text around: it may be a stranger's, as a path is.
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SPANS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -40,9 +43,14 @@ class Answer:
     status: int = ALLOWED
 
 
+def visible(text: str) -> str:
+    """Return a text for a terminal, where no part of it is a command."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
 def say(text: str, *, style: str = "") -> None:
     """Print a line on stdout as it is: what a user typed is no markup."""
-    _console().print(text, style=style, soft_wrap=True)
+    _console().print(visible(text), style=style, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -102,7 +110,7 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for column in columns:
         table.add_column(column, min_width=len(column), overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*[visible(str(cell)) for cell in row])
     _console().print(table)
 
 
