@@ -114,6 +114,16 @@ async def test_the_page_descriptors_of_two_entries(tmp_path: Path) -> None:
         assert (await client.get("/other", headers={"x-api-key": "k1"})).status_code == 200
 
 
+async def test_no_length_of_a_path_has_envoy_let_a_request_pass(tmp_path: Path) -> None:
+    """Which stands in each descriptor, and Envoy takes a question that nobody answers for one that is allowed."""
+    by_path = "- actions: [{request_headers: {header_name: ':path', descriptor_key: path}}]"
+    address = "- actions: [{remote_address: {}}]"
+    config = PATIENT.replace(address, f"\n{' ' * 30}".join([address, *[by_path] * 4]))
+    async with behind(tmp_path, rules=RULES, config=config) as client:
+        assert (await client.get("/search")).status_code == 200
+        assert [(await client.get("/search?" + "a" * 20_000)).status_code for _ in range(2)] == [429, 429]
+
+
 @pytest.mark.parametrize(("deny", "status"), [("false", 200), ("true", 500)])
 async def test_where_nobody_answers_envoy_decides(tmp_path: Path, deny: str, status: int) -> None:
     config = PATIENT.replace("failure_mode_deny: false", f"failure_mode_deny: {deny}")

@@ -24,6 +24,7 @@ POLICIES = (
     Policy("hint", "5/day", match="POST /hints", user_from="header:x-api-key"),
     Policy("page", "2/day", match="GET /pages/**"),
     Policy("feed", "1/day", match="WEBSOCKET /feed"),
+    Policy("drop", "1/day", match="DELETE /items"),
 )
 FIELDS_ON_ALLOWED = {"envoy", "nginx", "caddy", "haproxy"}
 UNASKED = {"envoy": 200, "nginx": 200, "traefik": 500, "caddy": 502, "haproxy": 200}
@@ -75,6 +76,9 @@ async def test_five_pass_and_the_sixth_does_not(gateway: str, tmp_path: Path) ->
 
         handshake = {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-version": "13"}
         assert [(await client.get("/feed", headers=handshake)).status_code for _ in range(2)] == [200, 429]
+
+        overridden = {"x-http-method-override": "DELETE"}
+        assert [(await client.post("/items", headers=overridden)).status_code for _ in range(2)] == [200, 429]
 
         # What a client says of itself changes neither who it is nor what it asks for.
         codes = [
