@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
@@ -88,7 +89,7 @@ def read_limits(headers: Mapping[str, str], now: int) -> ServerLimits:
         RateLimit: limit=20, remaining=3, reset=1800  its drafts up to -07
         RateLimit-Limit, -Remaining, -Reset           its drafts up to -06
         X-RateLimit-…, X-Rate-Limit-…                 the same; Reset in seconds from now, or since the epoch
-        Retry-After                                   seconds, or a date
+        Retry-After                                   seconds, from now or since the epoch, or a date
 
     A field that makes no sense is as good as none: nothing here raises for what a server has sent.
     """
@@ -149,7 +150,7 @@ def _from_now(reset: float | None, server_now: float) -> float | None:
 
 def _retry_after(field: str, server_now: float) -> float | None:
     if (given := _number(field)) is not None:
-        return given
+        return _from_now(given, server_now)
     date = _date(field)
     return None if date is None else max(seconds(date) - server_now, 0.0)
 
@@ -157,7 +158,7 @@ def _retry_after(field: str, server_now: float) -> float | None:
 def _date(field: str) -> int | None:
     try:
         date = parsedate_to_datetime(field)
-        return since_epoch(date) if date.tzinfo is not None else None
+        return since_epoch(date if date.tzinfo is not None else date.replace(tzinfo=UTC))  # all are (RFC 9110, 5.6.7)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
 

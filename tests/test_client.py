@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from email.utils import format_datetime
+from time import asctime
 from typing import Any
 
 import httpx
@@ -539,6 +540,8 @@ def test_threads() -> None:
 NOW = FakeClock().now()
 DATE = format_datetime(instant(NOW), usegmt=True)
 LATER = format_datetime(instant(NOW + 90 * SECOND), usegmt=True)
+ASCTIME_LATER = asctime(instant(NOW + 90 * SECOND).timetuple())
+"""As RFC 9110, 5.6.7, has the oldest form."""
 
 
 def said(**fields: str) -> ServerLimits:
@@ -589,6 +592,9 @@ def test_dialects(fields: dict[str, str], quota: ServerQuota) -> None:
         (LATER, "", 90),
         (LATER, LATER, 0),
         (DATE, LATER, 0),
+        (ASCTIME_LATER, DATE, 90),
+        (LATER.removesuffix(" GMT"), DATE, 90),
+        (str(NOW // SECOND + 90), DATE, 90),
         ("Sat, 99 Foo", DATE, None),
     ],
 )
