@@ -36,7 +36,7 @@ MAX_FORMS: Final = 16
 _OVERRIDES: Final = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _OVERRIDE_PARAMETER: Final = "_method"
 
-_ODD = re.compile(r"[\x00-\x20\x7f\\;?#]")
+_ODD = re.compile(r"[\x00-\x20\x7f\\;?#%]")
 # `.` or `..` as a segment, also to those to whom a semicolon or a backslash ends one.
 _DOTS = re.compile(r"(?:\A|[/\\])\.{1,2}(?:[/\\;]|\Z)")
 # Those that need no slash at the start (RFC 9112, 3.2).
@@ -106,6 +106,8 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
 
 
 _READINGS: Final[tuple[Callable[[str], str], ...]] = (
+    # What a proxy has decoded before it passed it on, as nginx's `proxy_pass http://app$uri` does, is decoded again.
+    unquote,
     # A target may be a whole address, or one without a scheme.
     lambda path: re.sub(r"\A(?i:https?)://[^/?#]*", "", path),
     lambda path: re.sub(r"\A[/\\]{2,}[^/\\?#]*", "", path),

@@ -36,6 +36,7 @@ PLAIN = (
     "/hints/",
     "/hints//",
     "/%68ints",
+    "/hi%256Ets",
     "/hints?a",
     "/hints;x=1",
     "/hints;",
