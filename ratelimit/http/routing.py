@@ -106,8 +106,9 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
 
 
 _READINGS: Final[tuple[Callable[[str], str], ...]] = (
-    # What a proxy has decoded before it passed it on, as nginx's `proxy_pass http://app$uri` does, is decoded again.
-    unquote,
+    # What a proxy has decoded before it passed it on, as nginx's `proxy_pass http://app$uri` does, is decoded again;
+    # and Windows' HTTP.sys knows another way to encode.
+    lambda path: unquote(re.sub(r"%[uU]00(?=[0-9A-Fa-f]{2})", "%", path)),
     # A target may be a whole address, or one without a scheme.
     lambda path: re.sub(r"\A(?i:https?)://[^/?#]*", "", path),
     lambda path: re.sub(r"\A[/\\]{2,}[^/\\?#]*", "", path),
