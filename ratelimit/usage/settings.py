@@ -83,6 +83,8 @@ class UsageSettings:
             check_action(action)
         if self.journal_dir is None and "journal" in (self.durability, "journal" if self.when_full == "spill" else ""):
             raise ConfigError("journal_dir", "is missing; name a directory on a local disk for the journal")
+        if self.journal_dir is not None:  # or it would be another one where the process changes its own
+            keep(self, "journal_dir", lambda directory: Path(directory).absolute())
 
     @property
     def directory(self) -> Path | None:

@@ -283,6 +283,19 @@ async def test_where_memory_and_disk_are_full_it_drops_and_counts(
         assert (usage.stats.accepted, usage.stats.dropped, usage.stats.spilled) == (55, 5, 0)
 
 
+async def test_a_journal_stays_where_it_is_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    usage, events = journaled(Path("journal"))
+    events.always = never
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    async with usage:
+        await usage.record("alice", "hint")
+    assert segment_of(tmp_path / "journal").stat().st_size
+
+
 async def test_a_directory_that_cannot_be_used_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     usage, _ = journaled(tmp_path / "file" / "journal")
