@@ -371,7 +371,8 @@ def erase(
     confirm(f"Erase all of {user}: events, counters, the entry in the directory?", yes=yes)
     if journal is not None and not journal.is_dir():
         raise InvalidInput(f"--journal: {journal} is no directory")
-    journal = journal or _journal_of(at.load())
+    settings = at.load()
+    journal = journal or _journal_of(settings)
     with explained(f"erasing {user}", "repeat the command"), progress_bar("erasing"):
         erased = at.run(partial(_erase, user=user, actions=action or (), quick=quick, journal=journal))
     document = {"user": user, "erased": int(erased), "found": erased.found, "left": erased.left}
@@ -379,6 +380,8 @@ def erase(
         f"{file} is damaged, and names the user: what is in it is not written any more; look at it and delete it"
         for file in erased.left
     ]
+    if journal is None and settings.usage not in ("off", "memory"):
+        notes.append(f"there is no {settings.usage} here, which `usage` is set to: what waits there is not erased")
     said = _said_of(user, erased, quick=quick, journal=journal)
     return Answer(document, lambda: say(said), notes, REFUSED if erased.left else ALLOWED)
 

@@ -283,6 +283,8 @@ def test_erase_says_where_it_looked_and_what_it_found(
     nothing = ratelimit("usage", "erase", "alice", "--yes", "--journal", str(tmp_path))
     assert (nothing.status, nothing.err) == (0, "")
     assert nothing.out.startswith("alice: nothing to erase; the whole table was read, and the journal in ")
+    monkeypatch.setenv("RATELIMIT_USAGE", f"journal:{tmp_path / 'y'}")
+    assert f"there is no journal:{tmp_path / 'y'} here" in ratelimit("usage", "erase", "alice", "--yes").err
     missing = ratelimit("usage", "erase", "alice", "--yes", "--journal", str(tmp_path / "x"))
     assert (missing.status, missing.out) == (2, "")
 
