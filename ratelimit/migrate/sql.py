@@ -40,13 +40,18 @@ _DRIVERS: Final = {
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",
 }
+# Who is read through a cursor waits as long as the writing takes.
+_WAITING: Final = "SET SESSION net_write_timeout = 86400"
 _READ_ONLY: Final = {
     # MySQL turns a TIMESTAMP into the session's zone; ours is UTC.
-    "mysql": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
-    "mariadb": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
-    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
+    "mysql": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'", _WAITING),
+    "mariadb": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'", _WAITING),
     "sqlite": ("PRAGMA query_only = ON",),
 }
+# For the transaction only, as it is read-only: behind a pooler (PgBouncer) the session is others' next.
+_PATIENT: Final = (
+    "SELECT set_config('idle_in_transaction_session_timeout', '0', true), set_config('statement_timeout', '0', true)"
+)
 _ENCODED: Final = "in a password `@` is written %40, `/` %2F, `?` %3F, `#` %23, `:` %3A and `%` %25"
 
 
@@ -65,12 +70,20 @@ def open_engine(sa: Any, url: str | Path) -> Any:
         if made.get_backend_name() == "sqlite":
             engine = _sqlite(sa, made)
         else:
-            engine = sa.create_engine(made, pool_pre_ping=True, pool_size=1, max_overflow=1)
+            engine = sa.create_engine(
+                made, pool_pre_ping=True, pool_size=1, max_overflow=1, execution_options={"postgresql_readonly": True}
+            )
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as error:
         raise ConfigError("", f"cannot use {masked(str(url))}: {redacted(error, str(url))}; {_ENCODED}") from None
 
     sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect))
+    if engine.dialect.name == "postgresql":
+        sa.event.listen(engine, "begin", _wait_patiently)
     return engine
+
+
+def _wait_patiently(connection: Any) -> None:
+    connection.exec_driver_sql(_PATIENT, execution_options={"stream_results": False})
 
 
 def _make_read_only(dialect: Any, connection: Any, _: object) -> None:
@@ -78,9 +91,8 @@ def _make_read_only(dialect: Any, connection: Any, _: object) -> None:
     for statement in _READ_ONLY.get(dialect.name, ()):
         cursor.execute(statement)
     cursor.close()
-    if dialect.name == "postgresql":  # or it would go back with the transaction
-        connection.commit()
     if dialect.driver == "psycopg":
+        connection.prepare_threshold = None
         _read_any_time(connection)
     if dialect.name == "sqlite":  # in which text may be of any bytes: what is no UTF-8 is its row's problem only
         connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")

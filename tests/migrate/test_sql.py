@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import Counts, Entity, dry_run, run
 from ratelimit.migrate.rows import SourceRefused
-from ratelimit.migrate.sql import place_of, placed, with_driver
+from ratelimit.migrate.sql import open_engine, place_of, placed, with_driver
 from tests.migrate.plans import bring, check, events_in, plan_of, unheard
 
 ROWS = 30
@@ -207,6 +207,34 @@ async def test_without_a_key_an_interrupted_run_begins_anew(
     assert done.rejects is not None
     assert len(Path(done.rejects).read_text().splitlines()) == 8
     assert len(await events_in(table)) == 50
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "statement_timeout"])
+async def test_a_database_waits_as_long_as_the_writing_takes(
+    kind: str, setting: str, table: str, tmp_path: Path, database: Callable[[str], str]
+) -> None:
+    url = database(kind)
+    fill(url, "user_id TEXT, action TEXT, created_at TEXT", [
+        {"user_id": f"u{n}", "action": "hint", "created_at": str(at(n))} for n in range(60)
+    ])  # fmt: skip
+    limit = 200 if setting.startswith("idle") else 1
+    asked = plan_of(
+        f"{url}?options=-c{setting}%3D{limit}", table, tmp_path, batch_size=20, rate=50, entities=("events",)
+    )
+    assert (await bring(asked)).checkpoint.of("events").written == 60
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_nothing_is_left_in_a_session_that_a_pooler_hands_on(kind: str, database: Callable[[str], str]) -> None:
+    engine = open_engine(sa, database(kind))
+    for _ in range(10):
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "on"
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW default_transaction_read_only").scalar() == "off"
+        assert connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar() == 0
+    engine.dispose()
 
 
 @pytest.mark.parametrize("name", ["a#b.db", "what?.db", "50%25.db", "a b.db", "c&d=e.db"])
