@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -185,6 +186,8 @@ def test_the_reference_names_every_metric_and_no_other() -> None:
     table = text.partition("## Metrics")[2].partition("## Alarms")[0]
     told = set(re.findall(r"`((?:ratelimit|process)_\w+)`", table))
     assert told == as_scraped()
+    (reasons,) = [line for line in table.splitlines() if "`reason` is" in line]
+    assert set(get_args(Reason)) <= set(re.findall(r"`(\w+)`", reasons))
 
 
 def test_what_to_do_when_speaks_of_metrics_that_there_are() -> None:

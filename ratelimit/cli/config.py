@@ -67,7 +67,7 @@ def show(config: ConfigOption = None) -> Answer:
 def _row(name: str, policies: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     policy = policies[name]
     above = [other for other, its in policies.items() if name in its["together"]]
-    match = ", ".join(policy["match"]) or (f"(with {', '.join(above)})" if above else "(asked by views)")
+    match = ", ".join(policy["match"]) or (f"(with {', '.join(above)})" if above else "(asked by name)")
     return (name, _shown(policy["quotas"]), policy["algorithm"], policy["mode"], policy["on_unavailable"], match)
 
 

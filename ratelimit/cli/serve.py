@@ -279,8 +279,9 @@ class Banner:
             where_grpc = f" at {grpc}" if grpc else ""
             limits = f"Envoy's rate limit service{where_grpc}: {self._limits()} of {self.config.envoy_config}"
             rules = f"{rules}; {limits}" if rules else limits
+        users = ", ".join(dict.fromkeys((*self._users(), "address")))
         return (
-            f"ratelimit serves {where} {what}: {rules}; users from {', '.join(self._users())}, else their address; "
+            f"ratelimit serves {where} {what}: {rules}; users from {users}; "
             f"counting in {masked(self.config.store)}; {'admin at ' + admin if admin else 'no admin listener'}; "
             f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'}"
         )

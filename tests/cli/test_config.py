@@ -41,7 +41,7 @@ def test_check_shows_what_it_understood(ratelimit: Command, file: Path) -> None:
     status, out, err = ratelimit("config", "check", str(file))
     assert (status, err) == (0, "")
     assert out.startswith(f"{file}: ok\n")
-    for text in ("5/day, 2/hour", "POST /hints/{id}", "10/second burst 20", "unlimited", "(asked by views)", "1048576"):
+    for text in ("5/day, 2/hour", "POST /hints/{id}", "10/second burst 20", "unlimited", "(asked by name)", "1048576"):
         assert text in out
 
 

@@ -145,7 +145,7 @@ async def test_the_start_up_line_for_people() -> None:
     async with served(*QUICK, *options, for_people=True) as service:
         line = service.err[0]
         assert f"ratelimit serves {service.url} in front of http://127.0.0.1:1: api (2/day); users from header:" in line
-        assert "else their address; counting in memory://; no admin listener; 1 worker" in line
+        assert "header:x-api-key, address; counting in memory://; no admin listener; 1 worker" in line
         service.send(SIGTERM)
         assert await service.ended() == 0
 

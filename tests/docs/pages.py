@@ -74,14 +74,24 @@ def _blocks(page: str) -> Iterator[Block]:
         yield Block(page, line, found[2], title[1] if title else "", dedent(found[4]))
 
 
+def awaits(block: Block) -> bool:
+    """Whether Python awaits outside of a function."""
+    return bool(_compiled(block).co_flags & inspect.CO_COROUTINE)
+
+
+def _compiled(block: Block | str) -> CodeType:
+    text, place = (block, "page") if isinstance(block, str) else (block.text, str(block))
+    code = compile(text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert isinstance(code, CodeType)
+    return code
+
+
 async def run(block: Block | str) -> dict[str, Any]:
     """Python as a module of its own, in which `await` may stand at the top; and its tests. Gives its names.
 
     What awaits nothing is run by a thread without an event loop, as it would be by a reader.
     """
-    text, place = (block, "page") if isinstance(block, str) else (block.text, str(block))
-    code = compile(text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    assert isinstance(code, CodeType)
+    code = _compiled(block)
     # In its place among the modules, where frameworks look up the annotations of what it defines.
     module = sys.modules["page"] = ModuleType("page")
     names = vars(module)

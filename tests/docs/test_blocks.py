@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from codeop import CommandCompiler
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +24,7 @@ from tests.docs.pages import (
     ROOT,
     Block,
     Line,
+    awaits,
     blocks,
     command_lines,
     lay_out,
@@ -55,6 +58,16 @@ PYTHON = [_marked(block) for block in blocks("python") if block.page != "docs/te
 async def test_python_runs(block: Block, tmp_path: Path) -> None:
     lay_out(block.page, tmp_path)
     await run(block)
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("python") if awaits(block)], ids=str)
+def test_what_awaits_outside_of_a_function_can_be_typed(block: Block) -> None:
+    assert "`python -m asyncio`" in text_of(block.page)
+    compiler, typed = CommandCompiler(), ""
+    compiler.compiler.flags |= PyCF_ALLOW_TOP_LEVEL_AWAIT
+    for line in [*block.text.splitlines(), ""]:
+        typed += f"\n{line}"
+        typed = typed if compiler(typed) is None else ""
 
 
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)
