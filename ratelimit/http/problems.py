@@ -126,7 +126,7 @@ def _detail(decision: Decision, allowances: list[str]) -> str:
     if decision.retry_after is None:
         return f"A cost of {decision.cost} can never pass: {decision.policy!r} allows {per}."
     wait, left = _seconds(ceil(decision.retry_after)), decision.quotas[number].remaining
-    return f"{decision.policy!r} allows {per}, and {left} are left. Try again in {wait}."
+    return f"{decision.policy!r} allows {per}, and {left} {'is' if left == 1 else 'are'} left. Try again in {wait}."
 
 
 def _seconds(number: int) -> str:

@@ -35,7 +35,7 @@ async def app_of(title: str) -> Any:
 
 @pytest.mark.usefixtures("noon")
 async def test_the_app_of_flask_limits_by_path_and_in_a_view() -> None:
-    client = (await app_of("site.py")).test_client()
+    client = (await app_of("hints.py")).test_client()
     assert [(await asyncio.to_thread(client.post, "/hints")).status_code for _ in range(6)] == [200] * 5 + [429]
     answers = [await asyncio.to_thread(client.get, f"/exports/{pages}") for pages in (7, 4, 3)]
     assert [answer.status_code for answer in answers] == [200, 429, 200]
@@ -62,6 +62,8 @@ async def test_a_view_asks_by_itself() -> None:
 async def site() -> Any:
     """The settings and views of the page."""
     shown = await run(titled("docs/django.md", "settings.py"))
+    asked = {name.rpartition(".middleware.")[0] for name in shown["MIDDLEWARE"]} - {""}
+    assert asked <= set(shown["INSTALLED_APPS"])
     import django
 
     django.setup()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from codeop import CommandCompiler
@@ -58,6 +59,10 @@ PYTHON = [_marked(block) for block in blocks("python") if block.page != "docs/te
 async def test_python_runs(block: Block, tmp_path: Path) -> None:
     lay_out(block.page, tmp_path)
     await run(block)
+
+
+def test_no_file_hides_a_module_of_python() -> None:
+    assert [block for block in blocks("python") if Path(block.title).stem in sys.stdlib_module_names] == []
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("python") if awaits(block)], ids=str)

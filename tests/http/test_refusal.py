@@ -452,6 +452,10 @@ async def test_a_used_up_quota() -> None:
     }
 
 
+async def test_one_that_is_left() -> None:
+    assert ", and 1 is left. Try" in (await refused("5/day", cost=2))["detail"]
+
+
 async def test_only_the_violated_quotas_are_named() -> None:
     assert (await refused("2/minute; 100/day"))["violated-policies"] == ["hint-minute"]
     assert (await refused("2/minute; 2/day"))["violated-policies"] == ["hint-minute", "hint-day"]
