@@ -17,6 +17,7 @@ from ratelimit.dynamodb import schema
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.deploy.cloudformation import filled, parse, text_of
+from tests.docs.pages import text_of as page
 
 SIDECAR = {"Image": "registry/ratelimit:1", "ServiceName": "shop"}
 
@@ -45,6 +46,21 @@ def test_the_table_is_the_one_that_create_makes(indexes: tuple[str, ...]) -> Non
     assert found["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert found["DeletionProtectionEnabled"] == "true"
     assert "SSESpecification" not in found
+
+
+@pytest.mark.parametrize("name", ["table", "sidecar"])
+def test_the_page_has_each_parameter_with_its_default(name: str) -> None:
+    section = (
+        page("docs/deployment.md").partition(f"## The {name}\n")[2].partition("\n## ")[0].partition("| alarm |")[0]
+    )
+    shown = {
+        parameter: defaults.replace("`", "")
+        for names, defaults in re.findall(r"(?m)^\| (`.*?) \| (.*?) \|", section)
+        for parameter in re.findall(r"`(\w+)`", names)
+    }
+    parameters = parse(text_of(name))["Parameters"]
+    assert shown.keys() == parameters.keys()
+    assert [key for key, its in parameters.items() if str(its.get("Default", "")) not in shown[key]] == []
 
 
 @pytest.mark.parametrize("third", ["", "ap-south-1"])
