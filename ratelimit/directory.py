@@ -18,15 +18,7 @@ from ratelimit.errors import ConfigError, RateLimitError, StoreThrottled, StoreU
 from ratelimit.names import UserId, check_user
 from ratelimit.quota import INACTIVE, UNLIMITED, Quotas
 from ratelimit.settings import stat
-from ratelimit.store.directory import (
-    DirectoryStore,
-    Entry,
-    Identity,
-    Plan,
-    UnreadableEntry,
-    User,
-    check_plan,
-)
+from ratelimit.store.directory import DirectoryStore, Entry, Identity, Plan, UnreadableEntry, User, check_plan
 
 logger = logging.getLogger("ratelimit")
 

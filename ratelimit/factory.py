@@ -229,14 +229,7 @@ def decision_app(
     args = args or middleware_args(config, store=store)
     limiter = args["limiter"]
     directory = limiter.directory if isinstance(limiter.directory, Directory) else None
-    api = Api(
-        limiter,
-        store,
-        usage=args["usage"],
-        directory=directory,
-        token=config.api_token,
-        idempotency=idempotency,
-    )
+    api = Api(limiter, store, usage=args["usage"], directory=directory, token=config.api_token, idempotency=idempotency)
     return Authz(**args, fallback=api)
 
 

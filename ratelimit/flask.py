@@ -24,15 +24,7 @@ from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.limiter.background import AlertHook
 from ratelimit.sync import Limiter, UsageLog
-from ratelimit.wsgi.app_request import (
-    ENVIRON_KEY,
-    AppRequest,
-    decoded,
-    encoded,
-    run,
-    scope_of,
-    state_of,
-)
+from ratelimit.wsgi.app_request import ENVIRON_KEY, AppRequest, decoded, encoded, run, scope_of, state_of
 from ratelimit.wsgi.middleware import configure
 
 P = ParamSpec("P")

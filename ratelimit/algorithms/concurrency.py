@@ -109,11 +109,7 @@ class Held:
             [
                 op
                 for one in self.fields
-                for op in (
-                    Expect(one.field, low=one.units),
-                    Add(one.field, -one.units),
-                    Add(one.total, -one.units),
-                )
+                for op in (Expect(one.field, low=one.units), Add(one.field, -one.units), Add(one.total, -one.units))
             ]
         )
 
@@ -137,11 +133,7 @@ class Held:
             [
                 op
                 for one, other in zip(self.fields, later.fields, strict=True)
-                for op in (
-                    Expect(one.field, low=one.units),
-                    Add(one.field, -one.units),
-                    Add(other.field, one.units),
-                )
+                for op in (Expect(one.field, low=one.units), Add(one.field, -one.units), Add(other.field, one.units))
             ]
         )
 

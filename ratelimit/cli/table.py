@@ -308,11 +308,7 @@ def sweep(*, target: TableTarget) -> Answer:
 
 @app.command()
 @answering
-def delete(
-    *,
-    target: TableTarget,
-    yes: YesOption = False,
-) -> Answer:
+def delete(*, target: TableTarget, yes: YesOption = False) -> Answer:
     """Delete the table and everything in it, after asking. A protected one is refused, with exit status 1.
 
     Example:

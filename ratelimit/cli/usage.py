@@ -298,8 +298,7 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet.", show_default=False)],
     format: Annotated[FormatName | None, typer.Option(help="By default as FILE ends.")] = None,
     on_error: Annotated[
-        OnError,
-        typer.Option(help="stop: a bad line, and nothing is written. skip: bad lines go to FILE.rejected."),
+        OnError, typer.Option(help="stop: a bad line, and nothing is written. skip: bad lines go to FILE.rejected.")
     ] = "stop",
     at: Configured,
 ) -> Answer:

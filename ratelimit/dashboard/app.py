@@ -260,11 +260,7 @@ class Dashboard:
 
 
 def dashboard(
-    limiter: Limiter,
-    *,
-    usage: UsageLog | None = None,
-    directory: Directory | None = None,
-    auth: Auth | Literal["none"],
+    limiter: Limiter, *, usage: UsageLog | None = None, directory: Directory | None = None, auth: Auth | Literal["none"]
 ) -> Dashboard:
     """Return the page as an ASGI app to be mounted: `app.mount("/limits", dashboard(limiter, auth=…))`.
 

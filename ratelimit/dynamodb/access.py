@@ -111,14 +111,7 @@ class Client:
     __slots__ = ("_exits", "api", "clock", "credentials", "fallback", "fast", "place", "verify")
 
     def __init__(
-        self,
-        api: Any,
-        place: Place,
-        exits: AsyncExitStack,
-        *,
-        credentials: Any,
-        verify: Verify,
-        clock: ServerClock,
+        self, api: Any, place: Place, exits: AsyncExitStack, *, credentials: Any, verify: Verify, clock: ServerClock
     ) -> None:
         self.api = api
         """aiobotocore's client, or what is awaited like it."""

@@ -228,11 +228,7 @@ def table_definition(table: str, indexes: Sequence[str] = (GSI1,)) -> dict[str, 
 
 
 def index_definition(name: str) -> dict[str, Any]:
-    return {
-        "IndexName": name,
-        "KeySchema": _keys(INDEX_SCHEMAS[name]),
-        "Projection": {"ProjectionType": PROJECTION},
-    }
+    return {"IndexName": name, "KeySchema": _keys(INDEX_SCHEMAS[name]), "Projection": {"ProjectionType": PROJECTION}}
 
 
 def attribute_definitions(indexes: Sequence[str]) -> list[dict[str, str]]:

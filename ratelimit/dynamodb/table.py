@@ -38,14 +38,7 @@ from ratelimit.dynamodb.table_diff import (
     compare,
     to_status,
 )
-from ratelimit.errors import (
-    AccessDenied,
-    ConfigError,
-    StoreMisconfigured,
-    StoreThrottled,
-    TableMismatch,
-    TableNotFound,
-)
+from ratelimit.errors import AccessDenied, ConfigError, StoreMisconfigured, StoreThrottled, TableMismatch, TableNotFound
 
 T = TypeVar("T")
 Tell: TypeAlias = Callable[[str], object]

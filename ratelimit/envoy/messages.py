@@ -111,10 +111,7 @@ def _descriptor(data: bytes) -> Descriptor:
         elif number == 4:
             negative = _int(value) != 0
     return Descriptor(
-        tuple(entries),
-        None if limit is None else _override(limit),
-        None if hits is None else _wrapped(hits),
-        negative,
+        tuple(entries), None if limit is None else _override(limit), None if hits is None else _wrapped(hits), negative
     )
 
 

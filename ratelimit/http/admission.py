@@ -95,11 +95,7 @@ class Admission:
     _connection: Any = None
 
     def __init__(
-        self,
-        shared: MiddlewareState,
-        scope: Scope,
-        outer: Admission | None = None,
-        receive: Receive | None = None,
+        self, shared: MiddlewareState, scope: Scope, outer: Admission | None = None, receive: Receive | None = None
     ) -> None:
         """`receive` is what the body comes from, where functions of the app may read it."""
         if outer is not None and all(one is not shared for one in outer._shared.inner):

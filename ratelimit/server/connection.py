@@ -22,15 +22,7 @@ import httptools
 
 from ratelimit.http.problems import Problem
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import (
-    CUT_SHORT,
-    LARGE,
-    NO_TUNNEL,
-    PHRASES,
-    SLOW,
-    RequestRefused,
-    parser_problem,
-)
+from ratelimit.server.problems import CUT_SHORT, LARGE, NO_TUNNEL, PHRASES, SLOW, RequestRefused, parser_problem
 from ratelimit.server.request import RawHeader, Request
 
 if TYPE_CHECKING:

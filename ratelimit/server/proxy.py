@@ -23,16 +23,7 @@ from ratelimit.server.exchange import Exchange
 from ratelimit.server.headers import COST, AnswerHead, InvalidResponse, RequestHeaders, response_trailers
 from ratelimit.server.listener import Service
 from ratelimit.server.pool import UpstreamConnection, UpstreamPool
-from ratelimit.server.problems import (
-    BROKEN,
-    FAULT,
-    LATE,
-    NO_CONNECTION,
-    SLOW,
-    UNREACHED,
-    UNREADABLE,
-    problem,
-)
+from ratelimit.server.problems import BROKEN, FAULT, LATE, NO_CONNECTION, SLOW, UNREACHED, UNREADABLE, problem
 from ratelimit.server.request import REQUEST_ID, RawHeader, Request
 from ratelimit.server.tunnel import WebSocketTunnel, accepts
 from ratelimit.server.upstream import ProxySettings, Upstream

@@ -44,11 +44,7 @@ class ShutdownTimeouts:
 
 
 def on_signals(
-    *,
-    stop: Callable[[], None],
-    at_once: Callable[[], None],
-    reload: Callable[[], None],
-    replace: Callable[[], None],
+    *, stop: Callable[[], None], at_once: Callable[[], None], reload: Callable[[], None], replace: Callable[[], None]
 ) -> None:
     """Call these from the running event loop: `stop` at SIGTERM or SIGINT, `reload` at SIGHUP, `replace` at SIGUSR2.
 

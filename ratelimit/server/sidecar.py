@@ -254,13 +254,7 @@ class Sidecar:
     Made by `ratelimit.server.factory.sidecar`. Raises `ConfigError`.
     """
 
-    def __init__(
-        self,
-        source: ConfigSource,
-        make_service: ServiceFactory,
-        *,
-        log: AccessLog | None = None,
-    ) -> None:
+    def __init__(self, source: ConfigSource, make_service: ServiceFactory, *, log: AccessLog | None = None) -> None:
         self.admin: AsgiService | None = None
         """The admin listener's; None where it is off."""
         self.stopping = False
@@ -431,9 +425,7 @@ class Sidecar:
             gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
             gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
             gauge(
-                "ratelimit_configurations",
-                "Configurations at work, those included that are ending.",
-                len(self._alive),
+                "ratelimit_configurations", "Configurations at work, those included that are ending.", len(self._alive)
             ),
         ]
 

@@ -114,11 +114,7 @@ class WebSocketTunnel:
     """`over` is called when both sides are gone."""
 
     def __init__(
-        self,
-        client: ClientConnection,
-        upstream: UpstreamConnection,
-        settings: ProxySettings,
-        over: Callable[[], None],
+        self, client: ClientConnection, upstream: UpstreamConnection, settings: ProxySettings, over: Callable[[], None]
     ) -> None:
         self._client = client
         self._upstream = upstream

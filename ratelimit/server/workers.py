@@ -261,11 +261,7 @@ async def _serve(spec: WorkerSpec, orders: Connection) -> int:
         logger.error("a worker cannot start: %s", error)
         return NOT_STARTED
     worker = Worker(sidecar, spec)
-    actions: dict[bytes, Callable[[], None]] = {
-        STOP: worker.stop,
-        HAND_OVER: worker.hand_over,
-        RELOAD: worker.reload,
-    }
+    actions: dict[bytes, Callable[[], None]] = {STOP: worker.stop, HAND_OVER: worker.hand_over, RELOAD: worker.reload}
     loop = asyncio.get_running_loop()
 
     def on_order() -> None:

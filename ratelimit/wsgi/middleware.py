@@ -23,15 +23,7 @@ from ratelimit.limiter.background import AlertHook
 from ratelimit.policy import timelines_of
 from ratelimit.sync import Directory, Limiter, UsageLog
 from ratelimit.sync.store import store_from, store_of
-from ratelimit.wsgi.app_request import (
-    ENVIRON_KEY,
-    AppRequest,
-    decoded,
-    encoded,
-    run,
-    scope_of,
-    state_of,
-)
+from ratelimit.wsgi.app_request import ENVIRON_KEY, AppRequest, decoded, encoded, run, scope_of, state_of
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -73,8 +65,7 @@ def configure(
     directory = Directory(store.directory, deadline=config.directory_deadline) if config.directory else None
     limiter = limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
     usage = cast(
-        "UsageLog | None",
-        build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
+        "UsageLog | None", build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store))
     )
     show_metrics(config, limiter, usage)
     return WsgiArgs(limiter=limiter, usage=usage, **surface_args(config))

@@ -200,18 +200,12 @@ class _Operation:
     __slots__ = ("name", "read", "signer")
 
     def __init__(
-        self,
-        name: str,
-        endpoint: Endpoint,
-        read: Callable[[Response], Outcome | UpdateResult | dict[str, Any]],
+        self, name: str, endpoint: Endpoint, read: Callable[[Response], Outcome | UpdateResult | dict[str, Any]]
     ) -> None:
         self.name = name
         self.read = read
         self.signer = Signer(
-            host=endpoint.host_header,
-            region=endpoint.region,
-            target=f"DynamoDB_20120810.{name}",
-            unsigned=_UNSIGNED,
+            host=endpoint.host_header, region=endpoint.region, target=f"DynamoDB_20120810.{name}", unsigned=_UNSIGNED
         )
 
 

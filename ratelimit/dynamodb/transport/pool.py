@@ -122,13 +122,7 @@ class Pool(BasePool):
     """That of one event loop. (An answer may be given up as much as a quarter later: one timer serves all.)"""
 
     def __init__(
-        self,
-        connect: Connect,
-        stats: Stats,
-        *,
-        size: int,
-        wait_timeout: float,
-        answer_timeout: float,
+        self, connect: Connect, stats: Stats, *, size: int, wait_timeout: float, answer_timeout: float
     ) -> None:
         super().__init__(stats, size=size, wait_timeout=wait_timeout, answer_timeout=answer_timeout)
         self._connect = connect
@@ -282,14 +276,7 @@ class ThreadPool(BasePool):
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        place: Place,
-        stats: Stats,
-        *,
-        size: int,
-        wait_timeout: float,
-        answer_timeout: float,
+        self, endpoint: Endpoint, place: Place, stats: Stats, *, size: int, wait_timeout: float, answer_timeout: float
     ) -> None:
         super().__init__(stats, size=size, wait_timeout=wait_timeout, answer_timeout=answer_timeout)
         self._endpoint = endpoint

@@ -19,15 +19,7 @@ from ratelimit.config.settings import policy_document
 from ratelimit.decision import Decision, QuotaState, Reason
 from ratelimit.errors import ConfigError, InvalidInput, RateLimitError
 from ratelimit.event import encode_metadata
-from ratelimit.http.api.operation import (
-    ApiProblem,
-    Cost,
-    GivenUser,
-    Name,
-    Operation,
-    QuotasText,
-    problem_of_error,
-)
+from ratelimit.http.api.operation import ApiProblem, Cost, GivenUser, Name, Operation, QuotasText, problem_of_error
 from ratelimit.http.charges import wants_event
 from ratelimit.limiter import Limiter, Spend
 from ratelimit.names import Key, check_action, check_user
