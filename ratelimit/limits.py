@@ -211,7 +211,6 @@ class Windows:
         raise _contended(where)
 
     async def can_be_read(self) -> bool:
-        """Return whether the table answers."""
         try:
             await self.get(_HEALTH)
         except StoreUnavailable:
@@ -219,7 +218,6 @@ class Windows:
         return True
 
     async def get(self, key: str) -> int:
-        """Return the units in the window."""
         record = await self._store.read(Key(_user(key), self._fixed))
         return record["n"] if record.get("x", 0) > self._clock.now() else 0
 

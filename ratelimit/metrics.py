@@ -103,7 +103,6 @@ class Registry:
                 self._past = _merged([*self._past, *(family for family in source() if family.type != "gauge")])
 
     def collect(self, *, but: Hashable = None) -> list[Family]:
-        """Read all sources, or all but one."""
         for key in [key for key, owner in list(self._owners.items()) if owner() is None]:
             self.retire(key)
         with self._lock:
@@ -211,7 +210,6 @@ class DecisionMetrics:
 
 
 def add_observer(limiter: Limiter, observer: Observer) -> None:
-    """Tell one more of a limiter's decisions."""
     first = limiter.observer
     if first is None:
         limiter.observer = observer

@@ -99,7 +99,6 @@ class TopKeys:
         self._begin()
 
     def read(self) -> KeyCounts:
-        """Return the counts of both periods together."""
         return added((self._before, self._present()))
 
     def _present(self) -> KeyCounts:

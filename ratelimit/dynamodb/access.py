@@ -206,11 +206,9 @@ class BlockingApi(LaterApi):
 
     @property
     def meta(self) -> Any:
-        """What botocore's client tells of itself."""
         return self.made().meta
 
     def made(self) -> Any:
-        """Return botocore's client."""
         if self._client is None:
             self._client = self._make()
         return self._client

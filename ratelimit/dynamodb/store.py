@@ -237,7 +237,6 @@ class BlockingDynamoDBStore(DynamoDBStore):
         _stores.add(self)
 
     async def close(self) -> None:
-        """Let go of the connections; harmless when closed."""
         if (job := self._job) is not None:
             with suppress(StoreUnavailable):
                 wait_for(partial(result_of, job))
@@ -247,7 +246,6 @@ class BlockingDynamoDBStore(DynamoDBStore):
             await ready.client.close()
 
     def apply(self, key: Key, write: Write, *, now: int) -> Coroutine[Any, Any, Outcome]:
-        """Write in one `UpdateItem`, if the conditions hold."""
         ready = self._open
         return self._apply_first(key, write) if ready is None else ready.writer.apply(key, write)
 

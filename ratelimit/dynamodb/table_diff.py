@@ -244,8 +244,6 @@ _NO_KEYS: Final = "cannot be checked here: this engine does not know it"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDiff:
-    """One part of the table."""
-
     part: TablePart
     name: str
     """Of the part, as a person reads it: `partition key`, `index GSI1`, `tag team`."""

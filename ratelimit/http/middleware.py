@@ -100,7 +100,6 @@ class RateLimitMiddleware:
         return cls(app, on_refused=on_refused, **configure(path, clock=clock, on_alert=on_alert, **settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the app's lifespan."""
         kind = scope["type"]
         if self._rooted is not None and self._rooted.root_path:
             scope["root_path"] = self._rooted.root_path

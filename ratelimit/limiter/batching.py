@@ -93,7 +93,6 @@ class Coalescer(Generic[C, A]):
         return len(self._queues)
 
     async def _send_queue(self, batch_key: BatchKey, queue: _Queue[C, A]) -> None:
-        """Send whoever waits, until nobody does."""
         key, compiled = batch_key
         try:
             while batch := _next_batch(queue):

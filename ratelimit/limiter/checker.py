@@ -101,7 +101,6 @@ class Checker:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
-        """Take checks, again where it was closed."""
         self._closed = False
         if self._circuit is not None:
             self._circuit.closed = False
@@ -137,7 +136,6 @@ class Checker:
         return nullcontext() if self._circuit is None else self._circuit.call()
 
     def observe(self, decisions: Sequence[Decision], since: int) -> None:
-        """Tell the observer of decisions asked for at that moment."""
         if self.observer is not None:
             for decision in decisions:
                 self.observer(decision, seconds(max(0, self._clock.now() - since)))

@@ -177,7 +177,6 @@ class Counters:
         return self.cached(key).record.get(current_totals(now)[0], 0)
 
     async def charge(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """Spend without asking whether it fits."""
         cached = self.cached(key)
         for attempt in range(ATTEMPTS):
             write = compiled.charge(now, cost, cached, attempt >= CONTENDED)
@@ -258,7 +257,6 @@ class Counters:
         self.cached(key).learn_refusal(await self.store.read(key), now)
 
     def cached(self, key: Key) -> CachedRecord:
-        """Return what is believed of a record."""
         return self.cache.get_or_make(key, CachedRecord)
 
     async def swept(self, key: Key, now: int, cached: CachedRecord) -> bool:
@@ -329,7 +327,6 @@ class Counters:
         return True
 
     def announce(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, record: Record) -> None:
-        """Raise the alerts of a spending."""
         if self._alerts is not None and compiled.policy.alert_at:
             self._alerts.observe(compiled, key, now, amount, compiled.states(now, amount, record))
 

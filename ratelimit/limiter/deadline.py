@@ -67,7 +67,6 @@ class SharedTimer(Generic[W]):
         watched.append((due, waiting))
 
     def waiting(self) -> list[W]:
-        """Return those that are still being watched."""
         return [one for _, one in self._watched if not one.done()]
 
     def _end(self, loop: asyncio.AbstractEventLoop, planned: float) -> None:
@@ -105,11 +104,9 @@ class Deadline:
         """Done when the block is left, for whoever waits for that."""
 
     def done(self) -> bool:
-        """Return whether the block was left."""
         return self._task is None
 
     def expire(self) -> None:
-        """End the block: the time is over."""
         if self._task is not None:
             self._expired = True
             self._task.cancel()
@@ -186,7 +183,6 @@ class CircuitBreaker:
         return late
 
     def settle(self, error: BaseException | None) -> None:
-        """Count a call that has ended so."""
         if error is None or isinstance(error, StoreThrottled):
             if self.breaker.succeeded():
                 logger.warning("the store answers again")
@@ -232,7 +228,6 @@ class BlockingCircuit(CircuitBreaker):
         self.under_way = 0
 
     def call(self) -> BlockingStoreCall:
-        """Return a context for a call, as `CircuitBreaker` does."""
         return BlockingStoreCall(self)
 
     def begin(self) -> float:

@@ -155,7 +155,6 @@ class Spending:
         return self._counters.embedded is not None or not 0 <= self._now - self._cached[key].seen_at < LOOK_US
 
     def _is_known(self, part: JointPart) -> bool:
-        """Return whether a refusal is certain."""
         compiled, key, cost = part
         if key in self._seen or (compiled.max_cost is not None and cost > compiled.max_cost):
             return True

@@ -453,7 +453,6 @@ class ClientConnection:
         self.exchange.sent += len(data)  # type: ignore[union-attr]
 
     def finish(self, trailers: Iterable[RawHeader] = ()) -> None:
-        """End the answer, and go on with the next request."""
         exchange = self.exchange
         assert exchange is not None
         if self._chunked:
@@ -473,7 +472,6 @@ class ClientConnection:
             self._rest()
 
     def flush(self) -> None:
-        """Send what was written by now, in one piece."""
         out = self._out
         if out and not self.corked:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))

@@ -119,7 +119,6 @@ class DrainingListener:
         raise NotImplementedError
 
     async def _cut_off(self) -> None:
-        """End what is left."""
         raise NotImplementedError
 
     async def _accept(self, make: Callable[[], Any]) -> None:

@@ -267,7 +267,6 @@ class Forward(Exchange):
             self._reply(FAULT)
 
     def _respond(self, response: Response, fields: list[RawHeader]) -> None:
-        """Send an answer of our own."""
         self._write(response.status_code, [*response.raw_headers, *fields], bytes(response.body))
 
     def _reply(self, problem: Problem, fields: Sequence[RawHeader] = ()) -> None:

@@ -220,7 +220,6 @@ class WorkerProcess:
             self._pipe.send_bytes(order)
 
     def kill(self) -> None:
-        """End it at once; nothing happens where it has ended already."""
         if not self.ended.done():
             self._process.kill()
 

@@ -111,7 +111,6 @@ class _LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def stop(self) -> None:
-        """End it, and wait until it has."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._ended.wait(_FOREVER_S)
 

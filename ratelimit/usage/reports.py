@@ -77,7 +77,6 @@ class Reports:
         return tuple(self._actions)
 
     def add_action(self, action: str) -> None:
-        """Have the totals read for this action too."""
         if action not in self._actions and len(self._actions) < _MAX_ACTIONS:
             self._actions[action] = None
 

@@ -118,7 +118,6 @@ class RateLimitMiddleware:
         return cls(app, on_refused=on_refused, **configure(path, on_alert=on_alert, **settings))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve one request."""
         request = AppRequest(self._state, scope_of(environ), environ.get(ENVIRON_KEY))
         environ[ENVIRON_KEY] = request
         responder = _Responder(request, start_response)

@@ -179,7 +179,6 @@ class Connection(asyncio.Protocol):
         return not self._poll(0)
 
     def expire(self) -> None:
-        """End it, for the answer is overdue."""
         self.end("timeout", aws.ReadTimeoutError(endpoint_url=self._url))
 
     def end(self, ending: Ending, error: Exception | None = None) -> None:

@@ -224,7 +224,6 @@ class ThreadCredentials(CredentialsCache):
 
     @property
     def is_refreshing(self) -> bool:
-        """Return whether a thread is at it."""
         return self._refreshing is not None
 
     def _start(self, refresh: Coroutine[Any, Any, None]) -> Any:
