@@ -1,9 +1,11 @@
-"""Pages: how long they may be; and cursors: where one ended, as text for the caller to bring back, fit for a URL."""
+"""Pages, and cursors: where one ended, as text for the caller to bring back, fit for a URL."""
 
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -12,6 +14,25 @@ from ratelimit.errors import InvalidCursor, InvalidInput
 T = TypeVar("T")
 
 MAX_PAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some of a list, possibly nothing, and where the rest begins; `cursor` is None when there is no rest. The rest may
+    prove empty."""
+
+    entries: tuple[T, ...]
+    cursor: str | None
+
+
+async def each_page(ask: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncGenerator[tuple[T, ...], None]:
+    """Yield the entries of page after page; `ask` is given the cursor where each begins."""
+    cursor = None
+    while True:
+        page = await ask(cursor)
+        yield page.entries
+        if (cursor := page.cursor) is None:
+            return
 
 
 def encode_cursor(place: object) -> str:

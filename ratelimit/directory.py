@@ -14,6 +14,7 @@ from ratelimit.blocking import is_blocking, loop_time, timeout
 from ratelimit.breaker import BreakerState
 from ratelimit.cache import LRUCache
 from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.cursor import each_page
 from ratelimit.errors import ConfigError, RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.names import UserId, check_user
 from ratelimit.quota import INACTIVE, UNLIMITED, Quotas
@@ -314,13 +315,9 @@ class Directory:
         return self._every(Plan)
 
     async def _every(self, kind: type[T], plan: str | None = None) -> AsyncIterator[T]:
-        cursor = None
-        while True:
-            page = await self.store.page(kind, plan=plan, cursor=cursor)
-            for entry in page.entries:
+        async for entries in each_page(lambda cursor: self.store.page(kind, plan=plan, cursor=cursor)):
+            for entry in entries:
                 yield entry
-            if (cursor := page.cursor) is None:
-                return
 
     async def _replace_user(
         self, user: UserId, change: Callable[[User | None], User | None]

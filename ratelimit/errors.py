@@ -10,12 +10,24 @@ if TYPE_CHECKING:
     from ratelimit.decision import Decision
 
 
-def nearest(word: str, known: Iterable[str], otherwise: str, *, form: str = "{!r}", cutoff: float = 0.6) -> str:
-    """Return `did you mean 'day'?` where one that is known is like the word, and else what there is to say."""
+def nearest(word: str, known: Iterable[str], otherwise: str = "", *, form: str = "{!r}", cutoff: float = 0.6) -> str:
+    """Return `did you mean 'day'?` where one that is known is like the word, and else what there is to say: by default,
+    all of them."""
     from difflib import get_close_matches  # only where something is wrong
 
-    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {form.format(near[0])}?" if near else otherwise
+    names = list(known)
+    near = get_close_matches(word, names, n=1, cutoff=cutoff)
+    return f"did you mean {form.format(near[0])}?" if near else otherwise or there_are(names)
+
+
+def there_are(names: Iterable[str]) -> str:
+    """Return `there are: a, b`."""
+    return f"there are: {', '.join(names) or 'none'}"
+
+
+def no_policy(action: str, known: Iterable[str]) -> str:
+    """Say that none of the policies has this name."""
+    return f"no policy is named {action!r} ({there_are(known)})"
 
 
 class RateLimitError(Exception):

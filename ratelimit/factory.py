@@ -166,7 +166,7 @@ def surface_args(config: Config) -> SurfaceArgs:
         trusted_proxies=config.trusted_proxies,
         ipv6_prefix=config.ipv6_prefix,
         headers=config.headers,
-        exempt=config.exempt if config.enabled else (_everything,),
+        exempt=config.exempt if config.enabled else (lambda _: True,),
         max_body_bytes=config.max_body_bytes,
     )
 
@@ -201,10 +201,6 @@ def show_metrics(config: Config, limiter: Limiter | sync.Limiter, usage: UsageLo
         except ImportError:
             raise ConfigError("metrics", "needs prometheus_client: pip install prometheus-client") from None
         expose(limiter, usage=usage)
-
-
-def _everything(request: object) -> bool:
-    return True
 
 
 def decision_app(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 from ratelimit import limiter as on_a_loop
 from ratelimit import sync
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, QuotaExceeded, SlotNeeded, UnknownAction
+from ratelimit.errors import ConfigError, QuotaExceeded, SlotNeeded, UnknownAction, no_policy
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, check_timeout
 from ratelimit.names import UserId
 from ratelimit.quota import QuotasLike
@@ -43,7 +43,7 @@ def limited(
     `ConfigError`, and `UnknownAction` where no policy is named so and there are no `quotas`.
     """
     if quotas is None and action not in limiter.policies:
-        raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
+        raise UnknownAction(no_policy(action, limiter.policies))
     check_timeout(timeout)
     calls = _Calls(limiter, action, quotas, timeout if block else None, (user, cost))
 

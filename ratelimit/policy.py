@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, Field
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota
+from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota, no_policy
 from ratelimit.names import check_action
 from ratelimit.quota import Quota, Quotas, QuotasLike, to_quotas
 from ratelimit.settings import (
@@ -321,7 +321,7 @@ def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
         for place, other in enumerate(policies[one].together):
             path = f"policies.{one}.together[{place}]"
             if other not in policies:
-                raise ConfigError(path, f"no policy is named {other!r} (there are: {', '.join(policies)})")
+                raise ConfigError(path, no_policy(other, policies))
             if other in (*above, one):
                 raise ConfigError(path, f"leads back to {other!r}, which names this one")
             if policies[one].holds or policies[other].holds:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -206,6 +206,11 @@ def _together(items: list[str | Quota]) -> Quotas:
 def quotas_text(quotas: Quotas) -> str:
     """Return quotas as they may be given."""
     return "; ".join(map(str, quotas)) or "unlimited"
+
+
+def quotas_texts(quotas: Mapping[str, Quotas]) -> dict[str, str]:
+    """Return quotas as they may be given, by action."""
+    return {action: quotas_text(several) for action, several in quotas.items()}
 
 
 def parse_quotas(text: str) -> Quotas:

@@ -222,6 +222,4 @@ def http_url(text: str) -> SplitResult | None:
 
 def unknown(path: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for a name that is no setting, with the nearest that is one."""
-    names = list(known)
-    near = nearest(name.lower(), names, f"there are: {', '.join(names)}", cutoff=0.5)
-    return ConfigError(path, f"unknown setting; {near}")
+    return ConfigError(path, f"unknown setting; {nearest(name.lower(), known, cutoff=0.5)}")

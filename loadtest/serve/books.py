@@ -14,7 +14,7 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, TableStore
-from ratelimit.store.base import Ask, each_page, first_cursors
+from ratelimit.store.base import Ask, each_part_page, first_cursors
 from ratelimit.usage import UsageLog
 
 from ..plan import QUOTAS
@@ -112,6 +112,6 @@ async def _events(store: TableStore, prefix: str) -> Sums:
 
 
 async def _pages(ask: Ask[Any]) -> Any:
-    async with aclosing(each_page(ask, first_cursors(1), of=1)) as pages:
+    async with aclosing(each_part_page(ask, first_cursors(1), of=1)) as pages:
         async for _, page in pages:
             yield page.entries

@@ -13,10 +13,10 @@ import typer
 from ratelimit.cli.options import Configured, YesOption, answering, as_options
 from ratelimit.cli.output import Answer, confirm, note, say, say_fields, say_rows, say_table
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
-from ratelimit.errors import ConfigError, nearest
+from ratelimit.errors import ConfigError, nearest, there_are
 from ratelimit.names import check_user
 from ratelimit.policy import check_usable
-from ratelimit.quota import Quotas, QuotasLike, quotas_text
+from ratelimit.quota import Quotas, QuotasLike, quotas_text, quotas_texts
 from ratelimit.store.directory import Identity, Plan, User, check_plan
 
 plans: Final = typer.Typer(help="Plans: named quotas per action, which users subscribe to.")
@@ -66,8 +66,7 @@ def _check_quotas(at: Configured, quotas: Mapping[str, Quotas]) -> list[str]:
     policies = {policy.name: policy for policy in at.load().policies} if quotas else {}
     check_usable(policies, quotas)
     unknown = [action for action in quotas if policies and action not in policies]
-    there = f"there are: {', '.join(policies)}"
-    return [f"no policy is named {action!r}; {nearest(action, policies, there)}" for action in unknown]
+    return [f"no policy is named {action!r}; {nearest(action, policies)}" for action in unknown]
 
 
 def merged(
@@ -77,14 +76,9 @@ def merged(
     left: dict[str, QuotasLike] = {**old, **given}
     for action in without or ():
         if action not in left:
-            raise ConfigError("--without", f"nothing is said of {action!r} (there are: {', '.join(left) or 'none'})")
+            raise ConfigError("--without", f"nothing is said of {action!r} ({there_are(left)})")
         del left[action]
     return left
-
-
-def quotas_document(quotas: Mapping[str, Quotas]) -> dict[str, str]:
-    """Return quotas as `--json` shows them."""
-    return {action: quotas_text(several) for action, several in quotas.items()}
 
 
 def read_key(key: str, pepper: Path | None) -> Identity:
@@ -110,8 +104,7 @@ async def known_plan(directory: Directory, name: str) -> Plan:
     if (plan := await directory.store.read(Plan, name)) is not None:
         return plan
     names = [plan.name async for plan in directory.plans()]
-    near = nearest(name, names, f"there are: {', '.join(names) or 'none'}")
-    raise UnknownPlan(f"there is no plan {name!r}; {near} (make one with `ratelimit plan set`)")
+    raise UnknownPlan(f"there is no plan {name!r}; {nearest(name, names)} (make one with `ratelimit plan set`)")
 
 
 # `ratelimit plan`
@@ -166,11 +159,7 @@ def list_plans(*, at: Configured) -> Answer:
         ratelimit plan list --json
     """
     plans = run(at, _all_plans)
-    rows = [
-        (plan.name, *pair)
-        for plan in plans
-        for pair in [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()] or [("-", "-")]
-    ]
+    rows = [(plan.name, *pair) for plan in plans for pair in list(quotas_texts(plan.quotas).items()) or [("-", "-")]]
     nothing = "no plans; make one with `ratelimit plan set free --quota hint=5/day`"
     document = [_plan_document(plan) for plan in plans]
     return Answer(document, lambda: say_rows(("plan", "action", "quotas"), rows, nothing))
@@ -199,14 +188,14 @@ async def _all_plans(directory: Directory) -> list[Plan]:
 def _plan_answer(plan: Plan) -> Answer:
     def show() -> None:
         say(plan.name, style="bold green")
-        rows = [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()]
+        rows = list(quotas_texts(plan.quotas).items())
         say_rows(("action", "quotas"), rows, "  no quotas of its own: the policies' hold")
 
     return Answer(_plan_document(plan), show)
 
 
 def _plan_document(plan: Plan) -> dict[str, Any]:
-    return {"name": plan.name, "quotas": quotas_document(plan.quotas)}
+    return {"name": plan.name, "quotas": quotas_texts(plan.quotas)}
 
 
 # `ratelimit user`
@@ -410,7 +399,7 @@ def _user_document(user: User) -> dict[str, Any]:
     return {
         "id": user.id,
         "plan": user.plan,
-        "quotas": quotas_document(user.quotas),
+        "quotas": quotas_texts(user.quotas),
         "role": user.role,
         "active": user.active,
         "identities": [str(identity) for identity in user.identities],

@@ -194,7 +194,7 @@ def _policy_name(variable: str, name: str, names: list[str]) -> str:
 
 
 def _unknown(variable: str, known: list[str]) -> ConfigError:
-    near = nearest(variable, known, f"there are: {', '.join(known)}", form="{}", cutoff=0.7)
+    near = nearest(variable, known, form="{}", cutoff=0.7)
     return ConfigError(variable, f"unknown environment variable; {near}")
 
 

@@ -83,8 +83,9 @@ class _Month:
     def sum(self, name: str, **labels: str | tuple[str, ...]) -> Fraction:
         """Sum up all samples of this name whose labels are (one of) these."""
         found = Fraction(0)
+        wanted = {label: value if isinstance(value, tuple) else (value,) for label, value in labels.items()}
         for sample in self._samples:
-            if sample.name == name and all(_is(sample.labels.get(label), value) for label, value in labels.items()):
+            if sample.name == name and all(sample.labels.get(label) in values for label, values in wanted.items()):
                 age = self._ages.get(_worker(sample))
                 found += Fraction(_value(sample)) * HOURS * 3600 / Fraction(age) if age else 0
         return found
@@ -141,7 +142,3 @@ def _value(sample: Scraped) -> float:
 
 def _worker(sample: Scraped) -> str:
     return str(sample.labels.get("worker", ""))
-
-
-def _is(found: str | None, wanted: str | tuple[str, ...]) -> bool:
-    return found in wanted if isinstance(wanted, tuple) else found == wanted

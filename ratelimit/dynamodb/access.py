@@ -29,7 +29,7 @@ from ratelimit.blocking_wait import wait_for
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb.errors import Place, is_denied
 from ratelimit.dynamodb.schema import GSI2
-from ratelimit.dynamodb.settings import Settings, is_loopback, without_userinfo
+from ratelimit.dynamodb.settings import Settings, is_loopback
 from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
 
 LOCAL_REGION: Final = "us-east-1"
@@ -295,8 +295,7 @@ class Way(NamedTuple):
         clock, exits = ServerClock(), AsyncExitStack()
         api = new_api(settings, clock)
         exits.push_async_callback(api.close)
-        url = without_userinfo(self.endpoint.url)
-        place = Place(settings.table, self.endpoint.region, url, len(settings.regions) > 1)
+        place = Place.of(settings, self.endpoint.region, self.endpoint.url)
         return Client(api, place, exits, credentials=self.credentials, verify=self.verify, clock=clock)
 
 

@@ -88,7 +88,12 @@ async def connect(settings: Settings, clock: ServerClock | None = None) -> Clien
             region_name=place.region,
             endpoint_url=settings.endpoint,
             verify=verify,
-            config=_config(settings, endpoint),
+            # The service's model is read in a thread: a quarter of a second that would block every request.
+            config=AioConfig(
+                **client_options(settings, endpoint),
+                connector_args={"socket_factory": new_socket},
+                warm_up_loader_caches=True,
+            ),
         )
         try:
             api = await exits.enter_async_context(context)
@@ -107,12 +112,3 @@ async def _find_credentials(session: AioSession, endpoint: str | None, place: Pl
         found = await session.get_credentials()
     check_credentials(found, place)
     return found
-
-
-def _config(settings: Settings, endpoint: str | None) -> AioConfig:
-    return AioConfig(
-        **client_options(settings, endpoint),
-        connector_args={"socket_factory": new_socket},
-        # Reads the service's model in a thread: a quarter of a second that would block every request.
-        warm_up_loader_caches=True,
-    )

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 from uuid import uuid4
 
 from ratelimit.clock import SECOND
-from ratelimit.cursor import MAX_PAGE, check_count
+from ratelimit.cursor import MAX_PAGE, Page, check_count
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
 from ratelimit.dynamodb.errors import PART_REFUSED, canceled
@@ -17,7 +17,6 @@ from ratelimit.store.directory import (
     Entry,
     Identity,
     IdentityTaken,
-    Page,
     Plan,
     UnreadableEntry,
     User,

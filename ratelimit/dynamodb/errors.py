@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import gaierror
-from typing import Final
+from typing import Final, Self
 
 from botocore import exceptions as aws
 
-from ratelimit.dynamodb.settings import is_amazon
+from ratelimit.dynamodb.settings import Settings, is_amazon, without_userinfo
 from ratelimit.errors import (
     AccessDenied,
     StoreMisconfigured,
@@ -59,6 +59,10 @@ class Place:
     endpoint: str
     is_replica: bool = False
     """Whether it is one of several regions that count."""
+
+    @classmethod
+    def of(cls, settings: Settings, region: str, endpoint: str) -> Self:
+        return cls(settings.table, region, without_userinfo(endpoint), len(settings.regions) > 1)
 
     def __str__(self) -> str:
         server = "" if not self.endpoint or is_amazon(self.endpoint) else f" at {self.endpoint}"

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.clock import SECOND, Clock, SystemClock
-from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.cursor import Page, decode_cursor, encode_cursor
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client, connect
 from ratelimit.dynamodb.calls import ConditionFailed, Retries, Stats, TableCalls
@@ -32,10 +32,9 @@ from ratelimit.store.base import (
     WHOLE,
     Part,
     Record,
-    ScanPage,
     Trace,
     batches,
-    each_page,
+    each_part_page,
     first_cursors,
 )
 from ratelimit.store.directory import User
@@ -70,7 +69,7 @@ class DynamoDBScans:
 
     async def events(
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[UsageEvent]:
+    ) -> Page[UsageEvent]:
         values = {
             ":type": {"S": schema.EVENT_TYPE},
             ":since": {"N": str(since // 1000)},
@@ -78,11 +77,11 @@ class DynamoDBScans:
         }
         request = {"FilterExpression": _EVENTS, "ExpressionAttributeValues": values, "Limit": SCAN_PAGE}
         found = await self._scan(request, cursor, part, _event)
-        return ScanPage(tuple(event for event in found.entries if since <= event.at_ms < until), found.cursor)
+        return Page(tuple(event for event in found.entries if since <= event.at_ms < until), found.cursor)
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[tuple[Key, Record]]:
+    ) -> Page[tuple[Key, Record]]:
         request: dict[str, Any] = {
             "FilterExpression": _RECORDS,
             "ExpressionAttributeValues": {":type": {"S": schema.LIMIT_TYPE}},
@@ -95,7 +94,7 @@ class DynamoDBScans:
 
     async def search(
         self, request: Mapping[str, Any], read: Callable[[Item], T | None], *, cursor: str | None, part: Part
-    ) -> ScanPage[T]:
+    ) -> Page[T]:
         """Return a page of what a filter lets through. Outlast a throttle, as what is under way takes its time."""
         return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
 
@@ -115,7 +114,7 @@ class DynamoDBScans:
         read: Callable[[Item], T | None],
         *,
         attempts: int | None = None,
-    ) -> ScanPage[T]:
+    ) -> Page[T]:
         segment: dict[str, Any] = {} if part.of == 1 else {"Segment": part.index, "TotalSegments": part.of}
         start = None if cursor is None else schema.item_key(*decode_cursor(cursor, tuple[str, str]))
         items, last = await self._calls.page(
@@ -123,7 +122,7 @@ class DynamoDBScans:
         )
         rest = encode_cursor((last[schema.PK]["S"], last[schema.SK]["S"])) if last else None
         entries = (self._read(item, read) for item in items)
-        return ScanPage(tuple(entry for entry in entries if entry is not None), rest)
+        return Page(tuple(entry for entry in entries if entry is not None), rest)
 
     def _read(self, item: Item, read: Callable[[Item], T | None]) -> T | None:
         try:
@@ -162,12 +161,12 @@ async def erase(
     names = _Names(users, [mail for user in users async for mail in _emails(directory, user)])
     request = names.request()
 
-    async def ask(part: Part, cursor: str | None) -> ScanPage[_Found]:
+    async def ask(part: Part, cursor: str | None) -> Page[_Found]:
         return await scans.search(request, names.found, cursor=cursor, part=part)
 
     erased: Counter[Trace] = Counter()
     last: list[_Found] = []
-    async with aclosing(each_page(ask, first_cursors(_PARTS), of=_PARTS)) as pages:
+    async with aclosing(each_part_page(ask, first_cursors(_PARTS), of=_PARTS)) as pages:
         async for _, page in pages:
             last += (one for one in page.entries if one.trace in ("entries", "identities"))
             await _delete(events, [one for one in page.entries if one.trace not in ("entries", "identities")], erased)

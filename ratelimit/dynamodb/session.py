@@ -34,7 +34,7 @@ from ratelimit.dynamodb.access import (
     are_sendable,
 )
 from ratelimit.dynamodb.errors import ISSUER, Place, UnusableAnswer, explained, is_bare, no_region, unsignable
-from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, server_of, without_userinfo
+from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, server_of
 from ratelimit.dynamodb.transport.base import check_shape
 from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
 from ratelimit.errors import StoreMisconfigured
@@ -119,7 +119,7 @@ def locate(session: Session, settings: Settings, clock: ServerClock) -> tuple[st
     if is_loopback(endpoint):
         # The instance metadata service is the last in the chain, and seconds away where there is none.
         session.get_component("credential_provider").remove("iam-role")
-    return endpoint, Place(settings.table, region, without_userinfo(endpoint or ""), len(settings.regions) > 1)
+    return endpoint, Place.of(settings, region, endpoint or "")
 
 
 @cache
@@ -187,8 +187,7 @@ def check_answers(api: Any) -> None:
 def opened(
     api: Any, settings: Settings, exits: AsyncExitStack, *, credentials: Any, verify: Verify, clock: ServerClock
 ) -> Client:
-    endpoint = without_userinfo(api.meta.endpoint_url)
-    place = Place(settings.table, api.meta.region_name, endpoint, len(settings.regions) > 1)
+    place = Place.of(settings, api.meta.region_name, api.meta.endpoint_url)
     return Client(api, place, exits, credentials=credentials, verify=verify, clock=clock)
 
 

@@ -244,7 +244,7 @@ def unknown_action(app: object, known: Iterable[str]) -> str | None:
     for route, dependency in dependencies_of(getattr(app, "routes", None) or ()):
         action = _made.get(dependency)
         if action is not None and action not in names:
-            hint = nearest(action, names, f"there are: {', '.join(names) or 'none'}")
+            hint = nearest(action, names)
             return f"{route.path} depends on limited({action!r}), and no policy is named so; {hint}"
     return None
 

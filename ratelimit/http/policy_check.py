@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_bytes
 from ratelimit.decision import Decision, JointDecision, QuotaState
-from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction, within
+from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction, no_policy, within
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies, warn_once
 from ratelimit.http.charges import Charge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
@@ -317,7 +317,7 @@ class SurfaceOptions:
         if policy is None and is_inline:
             return PolicyCheck(limiter, Policy(action, UNLIMITED), self.user_resolver)
         if policy is None:
-            raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
+            raise UnknownAction(no_policy(action, limiter.policies))
         user_resolver = self._resolver_of(policy)
         if not policy.together:
             return PolicyCheck(limiter, policy, user_resolver)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ratelimit.cache import LRUCache
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, InvalidInput, SlotNeeded, UnknownAction
+from ratelimit.errors import ConfigError, InvalidInput, SlotNeeded, UnknownAction, no_policy
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource, check_together, members_of
@@ -70,10 +70,7 @@ class PolicyResolver:
                 return self._with(key.action, self._usable(key.action, found, algorithm), algorithm)
         compiled = self._named.get(key.action)
         if compiled is None:
-            raise UnknownAction(
-                f"no policy is named {key.action!r} (there are: {', '.join(self.policies) or 'none'}); "
-                "add one, or pass quotas with the call"
-            )
+            raise UnknownAction(f"{no_policy(key.action, self.policies)}; add one, or pass quotas with the call")
         return compiled if algorithm is None else self._with(key.action, compiled.policy.quotas, algorithm)
 
     async def of_spending(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:

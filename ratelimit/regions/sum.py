@@ -22,6 +22,7 @@ from ratelimit.algorithms.fields import RESET, current_totals, is_held, is_total
 from ratelimit.blocking import is_blocking
 from ratelimit.cache import LRUCache
 from ratelimit.clock import MINUTE, SECOND, Clock, SystemClock
+from ratelimit.cursor import Page
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.policy import Policy
@@ -39,7 +40,6 @@ from ratelimit.store.base import (
     Part,
     Put,
     Record,
-    ScanPage,
     Scans,
     Store,
     TableStore,
@@ -196,7 +196,7 @@ class _SumScans:
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[tuple[Key, Record]]:
+    ) -> Page[tuple[Key, Record]]:
         """Return a record where the first of its items is found that has the field; the others are read for it."""
         page = await self._inner.records(field=field, cursor=cursor, part=part)
         items = [found for item, _ in page.entries if (found := _parts_of(item, self._store.stores)) is not None]
@@ -206,7 +206,7 @@ class _SumScans:
             if having[:1] == [region]:
                 merged = self._store.merged(records)
                 entries.append((key, merged if field is None else {field: merged.get(field, 0)}))
-        return ScanPage(tuple(entries), page.cursor)
+        return Page(tuple(entries), page.cursor)
 
 
 def item_of(key: Key, region: str) -> Key:

@@ -1,5 +1,6 @@
 """Where state lives: the `Store` contract, the `Write` it runs, and the store that needs no set-up."""
 
+from ratelimit.cursor import Page
 from ratelimit.store.base import (
     Add,
     Drop,
@@ -10,7 +11,6 @@ from ratelimit.store.base import (
     Part,
     Put,
     Record,
-    ScanPage,
     Scans,
     Store,
     TableStore,
@@ -29,10 +29,10 @@ __all__ = [
     "MirrorStore",
     "Op",
     "Outcome",
+    "Page",
     "Part",
     "Put",
     "Record",
-    "ScanPage",
     "Scans",
     "Store",
     "TableStore",

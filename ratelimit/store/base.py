@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 
+from ratelimit.cursor import Page
 from ratelimit.event import UsageEvent
 from ratelimit.event_id import made_at
 from ratelimit.names import Key
@@ -274,41 +275,33 @@ class Part:
 WHOLE: Final = Part()
 
 
-@dataclass(frozen=True, slots=True)
-class ScanPage(Generic[T]):
-    """Some of it, possibly nothing, and where the rest begins; `cursor` is None when there is no rest."""
-
-    entries: tuple[T, ...]
-    cursor: str | None
-
-
 class Scans(Protocol):
     """Both raise `InvalidCursor` for a cursor that is damaged, and `StoreUnavailable`."""
 
     async def events(
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[UsageEvent]:
+    ) -> Page[UsageEvent]:
         """Return events at `since` <= at < `until` (ms), of all users, in no order; also the latest written."""
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[tuple[Key, Record]]:
+    ) -> Page[tuple[Key, Record]]:
         """Return the counters of all users and actions; with `field`, of those that have it, that one field."""
 
 
-Ask: TypeAlias = Callable[[Part, str | None], Awaitable[ScanPage[T]]]
+Ask: TypeAlias = Callable[[Part, str | None], Awaitable[Page[T]]]
 """A question that is put again for every page: `ask(part, cursor)`."""
 
 
-async def each_page(
+async def each_part_page(
     ask: Ask[T], cursors: Mapping[int, str | None], *, of: int
-) -> AsyncGenerator[tuple[int, ScanPage[T]], None]:
+) -> AsyncGenerator[tuple[int, Page[T]], None]:
     """Yield the pages of the parts that are left, side by side, as they come; `cursors` says where each part begins.
 
     The next page of a part is on its way while one is used, and never more than that: at most two pages a part are in
     memory. Use it inside of `contextlib.aclosing`.
     """
-    asked: dict[asyncio.Task[ScanPage[T]], int] = {}
+    asked: dict[asyncio.Task[Page[T]], int] = {}
 
     def ask_for(index: int, cursor: str | None) -> None:
         asked[asyncio.ensure_future(ask(Part(index, of), cursor))] = index
@@ -334,7 +327,7 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def first_cursors(parts: int) -> dict[int, str | None]:
-    """Return the cursors for `each_page` from the beginning of all parts."""
+    """Return the cursors for `each_part_page` from the beginning of all parts."""
     return dict.fromkeys(range(parts))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from datetime import date
 from typing import TypeVar
 
+from ratelimit.cursor import Page
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
 from ratelimit.store.base import (
@@ -23,7 +24,7 @@ from ratelimit.store.base import (
     Trace,
     Write,
 )
-from ratelimit.store.directory import DirectoryStore, Entry, Identity, Page
+from ratelimit.store.directory import DirectoryStore, Entry, Identity
 
 T = TypeVar("T", bound=Entry)
 

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
-from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
-from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.cursor import Page, decode_cursor, encode_cursor
 from ratelimit.errors import (
     ConfigError,
     InvalidAction,
@@ -211,14 +211,6 @@ class IdentityTaken(InvalidInput):
 
 class UnreadableEntry(StoreMisconfigured):
     """One user or plan whose row makes no sense; the others are not concerned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """Some of a list, and where the rest begins; `cursor` is None when there is no rest. The rest may prove empty."""
-
-    entries: tuple[T, ...]
-    cursor: str | None
 
 
 class DirectoryStore(Protocol):

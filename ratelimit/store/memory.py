@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 from zlib import crc32
 
 from ratelimit.clock import DAY
-from ratelimit.cursor import MAX_PAGE, check_count, decode_cursor, encode_cursor
+from ratelimit.cursor import MAX_PAGE, Page, check_count, decode_cursor, encode_cursor
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
@@ -25,7 +25,6 @@ from ratelimit.store.base import (
     Part,
     Position,
     Record,
-    ScanPage,
     TimelinePage,
     TimelinePlace,
     Trace,
@@ -39,7 +38,6 @@ from ratelimit.store.directory import (
     Entry,
     Identity,
     IdentityTaken,
-    Page,
     User,
     check_pair,
     decode_place,
@@ -406,19 +404,19 @@ class MemoryScans:
 
     async def events(
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[UsageEvent]:
+    ) -> Page[UsageEvent]:
         found = {(event.user, event.at_ms, event.action, event.id): event for event in self._events}
         page, rest = _page(found, tuple[str, int, str, str], cursor, part)
-        return ScanPage(tuple(event for event in page if since <= event.at_ms < until), rest)
+        return Page(tuple(event for event in page if since <= event.at_ms < until), rest)
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
-    ) -> ScanPage[tuple[Key, Record]]:
+    ) -> Page[tuple[Key, Record]]:
         found = {tuple(key): (key, record) for key, record in self._records()}
         page, rest = _page(found, tuple[str, str], cursor, part)
         if field is not None:
             page = [(key, {field: record[field]}) for key, record in page if field in record]
-        return ScanPage(tuple(page), rest)
+        return Page(tuple(page), rest)
 
 
 def _page(

@@ -17,12 +17,12 @@ from typing import BinaryIO, Final, Protocol, TypeAlias
 import msgspec
 
 from ratelimit.clock import Clock, SystemClock
-from ratelimit.cursor import MAX_PAGE, check_count
+from ratelimit.cursor import MAX_PAGE, Page, check_count
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
 from ratelimit.retry import retry_store
-from ratelimit.store.base import MAX_PARTS, Ask, Part, ScanPage, TableStore, each_page, first_cursors
+from ratelimit.store.base import MAX_PARTS, Ask, Part, TableStore, each_part_page, first_cursors
 from ratelimit.usage.formats import Encoder
 from ratelimit.usage.queries import EventQuery, page_of, range_of
 
@@ -52,7 +52,7 @@ async def export_events(
     try:
         ask = _source(store, reached, clock or SystemClock())
         progress(reached.events, reached.bytes)
-        async with aclosing(each_page(ask, reached.cursors.copy(), of=asked.parts)) as pages:
+        async with aclosing(each_part_page(ask, reached.cursors.copy(), of=asked.parts)) as pages:
             count = 0
             async for part, page in pages:
                 _take(sink, reached, part, page)
@@ -81,7 +81,7 @@ def _beginning(asked: ExportQuery, clock: Clock) -> ExportCheckpoint:
     return ExportCheckpoint(asked=asked, since=since, until=until, cursors=first_cursors(asked.parts))
 
 
-def _take(sink: Sink, reached: ExportCheckpoint, part: int, page: ScanPage[UsageEvent]) -> None:
+def _take(sink: Sink, reached: ExportCheckpoint, part: int, page: Page[UsageEvent]) -> None:
     asked = reached.asked
     events = [
         event
@@ -101,15 +101,15 @@ def _source(store: TableStore, reached: ExportCheckpoint, clock: Clock) -> Ask[U
     user = reached.asked.user
     since, until = reached.since, reached.until
 
-    async def of_all(part: Part, cursor: str | None) -> ScanPage[UsageEvent]:
+    async def of_all(part: Part, cursor: str | None) -> Page[UsageEvent]:
         return await retry_store(lambda: store.scans.events(since=since, until=until, cursor=cursor, part=part))
 
-    async def of_user(_: Part, cursor: str | None) -> ScanPage[UsageEvent]:
+    async def of_user(_: Part, cursor: str | None) -> Page[UsageEvent]:
         assert user is not None
         asked = reached.asked
         query = EventQuery.of(user, now=clock.now(), since=asked.since, until=asked.until, cursor=cursor)
         page = await retry_store(lambda: page_of(store.events, query, MAX_PAGE))
-        return ScanPage(page.events, page.cursor)
+        return Page(page.events, page.cursor)
 
     return of_all if user is None else of_user
 

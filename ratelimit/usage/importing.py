@@ -34,7 +34,6 @@ _MAX_REMEMBERED: Final = 100_000
 _NAMED_LINES: Final = 5
 _CONTENT: Final = tuple(name for name in UsageEvent.__struct_fields__ if name != "id")
 _SAID: Final = {"at_ms": "time"}
-_KNOWN: Final = f"there are: {', '.join(FIELDS)}"
 
 T = TypeVar("T")
 
@@ -245,7 +244,7 @@ class EventParser:
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given:
             if name not in FIELDS:
-                raise InvalidEvent(f"unknown field {name!r}; {nearest(name, FIELDS, _KNOWN)}")
+                raise InvalidEvent(f"unknown field {name!r}; {nearest(name, FIELDS)}")
         for name in ("user", "action"):
             if name not in given:
                 raise InvalidEvent(f"{name} is missing")

@@ -16,22 +16,12 @@ import msgspec
 from ratelimit.algorithms.fields import DAYS_KEPT, Per, day_field, utc_day
 from ratelimit.algorithms.totals import kept_range, totals_of, utc_date
 from ratelimit.clock import Clock
-from ratelimit.cursor import check_count
+from ratelimit.cursor import Page, check_count, each_page
 from ratelimit.errors import InvalidInput, InvalidUser, OutOfRetention, StoreThrottled, StoreUnavailable
 from ratelimit.event import RETENTION_DAYS
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
 from ratelimit.retry import retry_store
-from ratelimit.store.base import (
-    ANY,
-    MAX_PARTS,
-    EventFilter,
-    Part,
-    Record,
-    ScanPage,
-    TableStore,
-    each_page,
-    first_cursors,
-)
+from ratelimit.store.base import ANY, MAX_PARTS, EventFilter, Part, Record, TableStore, each_part_page, first_cursors
 from ratelimit.store.directory import DirectoryStore, Plan, User
 from ratelimit.usage.queries import EventPage, EventQuery, event_filter, page_of, timeline_of, walk
 
@@ -194,11 +184,11 @@ class Reports:
         check_count("parts", parts, MAX_PARTS)
         field = day_field(utc_date("day", day))
 
-        async def ask(part: Part, cursor: str | None) -> ScanPage[tuple[Key, Record]]:
+        async def ask(part: Part, cursor: str | None) -> Page[tuple[Key, Record]]:
             return await retry_store(lambda: self._store.scans.records(field=field, cursor=cursor, part=part))
 
         best: list[TopUser] = []
-        async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:
+        async with aclosing(each_part_page(ask, first_cursors(parts), of=parts)) as pages:
             async for _, page in pages:
                 found = [
                     TopUser(key.user, record[field])
@@ -331,14 +321,8 @@ async def erase_by_key(store: TableStore, users: Iterable[str], actions: Iterabl
 
 
 async def _planned(directory: DirectoryStore) -> set[str]:
-    actions: set[str] = set()
-    cursor: str | None = None
-    while True:
-        page = await directory.page(Plan, cursor=cursor)
-        for plan in page.entries:
-            actions |= plan.quotas.keys()
-        if (cursor := page.cursor) is None:
-            return actions
+    plans = each_page(lambda cursor: directory.page(Plan, cursor=cursor))
+    return {action async for some in plans for plan in some for action in plan.quotas}
 
 
 async def _remove_entry(directory: DirectoryStore, user: str, *, now: int) -> User | None:

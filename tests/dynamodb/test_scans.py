@@ -20,7 +20,7 @@ from ratelimit.dynamodb.scans import sweep_table
 from ratelimit.errors import InvalidCursor, OutOfRetention
 from ratelimit.names import Key
 from ratelimit.store import Add, Part, TableStore, Write
-from ratelimit.store.base import each_page, first_cursors
+from ratelimit.store.base import each_part_page, first_cursors
 from ratelimit.testing import FakeClock
 from ratelimit.usage.reports import Reports
 from tests.cli.command import Command
@@ -53,7 +53,7 @@ async def events_of(store: TableStore, *, parts: int = 1, **query: int) -> list[
     async def ask(part: Part, cursor: str | None) -> Any:
         return await store.scans.events(**{**ALL, **query}, cursor=cursor, part=part)
 
-    async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:
+    async with aclosing(each_part_page(ask, first_cursors(parts), of=parts)) as pages:
         return [one.id async for _, page in pages for one in page.entries]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ratelimit.clock import DAY
 from ratelimit.event import UsageEvent
-from ratelimit.store import EventStore, MemoryStore, Part, ScanPage, TableStore
+from ratelimit.store import EventStore, MemoryStore, Page, Part, TableStore
 from ratelimit.store.memory import MemoryScans
 from ratelimit.testing import FakeClock
 from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, export_events
@@ -72,7 +72,7 @@ class InterruptedScans(MemoryScans):
 
     pages = 10**9
 
-    async def events(self, **query: Any) -> ScanPage[UsageEvent]:
+    async def events(self, **query: Any) -> Page[UsageEvent]:
         self.pages -= 1
         if self.pages < 0:
             raise Interrupted
@@ -98,11 +98,11 @@ class EndlessScans:
         self.left = pages
         self.size = size
 
-    async def events(self, *, cursor: str | None = None, part: Part | None = None, **_: int) -> ScanPage[UsageEvent]:
+    async def events(self, *, cursor: str | None = None, part: Part | None = None, **_: int) -> Page[UsageEvent]:
         first = int(cursor or 0)
         made = tuple(
             event(f"user-{number % 1000}", at_ms=NOON // 1000 - number % 10**6, metadata={"n": number})
             for number in range(first, first + self.size)
         )
         self.left -= 1
-        return ScanPage(made, str(first + self.size) if self.left else None)
+        return Page(made, str(first + self.size) if self.left else None)

@@ -13,7 +13,7 @@ import pytest
 
 from ratelimit.errors import InvalidInput, InvalidUser, OutOfRetention, StoreUnavailable
 from ratelimit.event import UsageEvent
-from ratelimit.store import MemoryStore, ScanPage, TableStore
+from ratelimit.store import MemoryStore, Page, TableStore
 from ratelimit.store.memory import MemoryScans
 from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import COLUMNS, Jsonl
@@ -263,7 +263,7 @@ class _Faltering(MemoryStore):
         outer = self
 
         class Scans(MemoryScans):
-            async def events(self, **query: Any) -> ScanPage[UsageEvent]:
+            async def events(self, **query: Any) -> Page[UsageEvent]:
                 outer.failures -= 1
                 if outer.failures >= 0:
                     raise StoreUnavailable("away")

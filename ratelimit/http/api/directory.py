@@ -13,7 +13,7 @@ from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.http.api.operation import Name, Operation, PlanQuotasText, UserName
 from ratelimit.names import check_user
 from ratelimit.policy import Policy, check_usable
-from ratelimit.quota import Quotas, QuotasLike, quotas_text
+from ratelimit.quota import Quotas, QuotasLike, quotas_texts
 from ratelimit.store.directory import Identity, Plan, Role, User, check_plan
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class PlanAnswer(Struct, frozen=True):
 
     @classmethod
     def of(cls, plan: Plan) -> PlanAnswer:
-        return cls(plan.name, texts(plan.quotas))
+        return cls(plan.name, quotas_texts(plan.quotas))
 
 
 class PlansAnswer(Struct, frozen=True):
@@ -102,7 +102,7 @@ class UserAnswer(Struct, frozen=True, kw_only=True):
         return cls(
             id=user.id,
             plan=user.plan,
-            quotas=texts(user.quotas),
+            quotas=quotas_texts(user.quotas),
             role=user.role,
             active=user.active,
             identities=list(map(str, user.identities)),
@@ -130,11 +130,6 @@ class UsersAnswer(Struct, frozen=True):
     users: list[UserAnswer]
     cursor: str | None
     """Where the next page begins; it may prove empty. Null on the last one."""
-
-
-def texts(quotas: Mapping[str, Quotas]) -> dict[str, str]:
-    """Write quotas as they may be given."""
-    return {action: quotas_text(several) for action, several in quotas.items()}
 
 
 class DirectoryRoutes:
