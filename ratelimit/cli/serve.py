@@ -66,8 +66,7 @@ class ServeConfig:
     grpc: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT",
-            help="Serve Envoy's rate limit service there, or at unix:/PATH; by --envoy-config.",
+            metavar="HOST:PORT", help="Serve Envoy's rate limit service there, or at unix:/PATH; by --envoy-config."
         ),
     ] = None
     envoy_config: Annotated[

@@ -144,7 +144,6 @@ class RateLimitMiddleware:
         surface(is_async=self._is_async)
 
     def __call__(self, request: HttpRequest) -> Any:
-        """Serve one request."""
         return self._serve(request) if self._is_async else run(self._serve(request))
 
     def process_exception(self, request: Any, error: Exception) -> HttpResponse | None:

@@ -196,7 +196,6 @@ class Scratch:
         self._database.execute("BEGIN")
 
     def put(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Run the statement for each of the rows."""
         self._database.executemany(statement, rows)
 
     def is_new(self, event_id: str) -> bool:
@@ -208,7 +207,6 @@ class Scratch:
         return True
 
     def rows(self, query: str, *parameters: Any) -> Iterator[tuple[Any, ...]]:
-        """Yield what a query finds, as it is read."""
         return iter(self._database.execute(query, parameters))
 
     def one(self, query: str, *parameters: Any) -> Any:

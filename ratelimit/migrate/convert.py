@@ -228,11 +228,7 @@ def _epoch(value: str) -> float:
     return number
 
 
-_READERS: Final[tuple[Callable[[str], datetime | float], ...]] = (
-    datetime.fromisoformat,
-    _rfc_2822,
-    _epoch,
-)
+_READERS: Final[tuple[Callable[[str], datetime | float], ...]] = (datetime.fromisoformat, _rfc_2822, _epoch)
 
 
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000

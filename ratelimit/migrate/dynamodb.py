@@ -137,16 +137,12 @@ def _value(attribute: Attribute) -> Any:
     if kind == "N":
         return _number(value)
     if kind == "M":
-        return _map(value)
+        return unmarshal(value)
     if kind == "L":
         return [_value(each) for each in value]
     if kind == "NS":
         return [_number(each) for each in value]
     return None if kind == "NULL" else value
-
-
-def _map(value: Mapping[str, Attribute]) -> dict[str, Any]:
-    return {name: _value(each) for name, each in value.items()}
 
 
 def _number(text: str) -> int | float:

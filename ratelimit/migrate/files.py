@@ -207,7 +207,6 @@ class FileSource(Source):
         return [*found, "counters"] if "events" in found else found
 
     async def size(self, entity: Entity) -> int | None:
-        """Return a number of bytes."""
         return sum(place.path.stat().st_size for place in self._places_of(entity))
 
     async def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:

@@ -23,7 +23,7 @@ from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, Sour
 from ratelimit.migrate.runner import check_found, opened, refusal_of, remarks_of, uses_of, waiting
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, Pace, RawTable, TableProbe, entry_units
-from ratelimit.quota import quotas_text
+from ratelimit.quota import quotas_texts
 from ratelimit.store.directory import Identity, IdentityTaken, Plan, User
 
 FindOwner: TypeAlias = Callable[[Identity], Awaitable[str | None]]
@@ -146,7 +146,7 @@ def in_short(entry: Any) -> str:
         return f"{entry.at:%Y-%m-%d %H:%M:%S} {entry.user} {entry.action}{more}"
     if isinstance(entry, Counted):
         return f"{entry.key.user} {entry.key.action}: {len(entry.record)} counters"
-    quotas = ", ".join(f"{action} {quotas_text(of)}" for action, of in entry.quotas.items())
+    quotas = ", ".join(f"{action} {text}" for action, text in quotas_texts(entry.quotas).items())
     if isinstance(entry, Plan):
         return f"{entry.name}: {quotas or 'no quotas'}"
     marks = ["" if entry.role == "user" else entry.role, "" if entry.active else "inactive", quotas]

@@ -230,8 +230,7 @@ def _known(path: str, table: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
     for key in table:
         if key not in names:
-            near = nearest(key, names, f"there are: {', '.join(names)}")
-            raise ConfigError(f"{path}.{key}" if path else key, f"unknown name; {near}")
+            raise ConfigError(f"{path}.{key}" if path else key, f"unknown name; {nearest(key, names)}")
 
 
 def first_of(names: Names, there: Iterable[str]) -> str | None:

@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Seq
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
 
+from ratelimit.cursor import Page, each_page
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
@@ -168,21 +169,9 @@ def _hashed(batch: Batch, users: UserHash) -> Batch:
     return batch._replace(rows=[row._replace(entry=exchanged(row.entry)) for row in batch.rows])
 
 
-class _Page(Protocol[P]):
-    @property
-    def entries(self) -> Sequence[P]: ...
-    @property
-    def cursor(self) -> str | None: ...
-
-
-async def each_page(ask: Callable[..., Awaitable[_Page[P]]]) -> AsyncGenerator[Sequence[P], None]:
+def retried_pages(ask: Callable[..., Awaitable[Page[P]]]) -> AsyncGenerator[tuple[P, ...], None]:
     """Yield page after page; `ask` is given the `cursor` where each begins. Raises as `retry_store`."""
-    cursor: str | None = None
-    while True:
-        page = await retry_store(partial(ask, cursor=cursor))
-        yield page.entries
-        if (cursor := page.cursor) is None:
-            return
+    return each_page(lambda cursor: retry_store(partial(ask, cursor=cursor)))
 
 
 def readable(text: str) -> str:

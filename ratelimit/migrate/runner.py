@@ -24,7 +24,7 @@ from ratelimit.migrate.counters import CounterWriter
 from ratelimit.migrate.files import is_sqlite
 from ratelimit.migrate.ledger import Ledger, conflicts, earlier_runs
 from ratelimit.migrate.plan import MigrationPlan, migration_settings, source_of
-from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRefused, SourceRow, each_page
+from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRefused, SourceRow, retried_pages
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import IdentityConflict, Pace, RawTable, TableProbe, Target
 from ratelimit.migrate.undo import UndoPlan, undo
@@ -243,7 +243,7 @@ async def learn_rules(directory: DirectoryStore, rules: Rules) -> None:
     """Teach the rules the quotas of all plans and users that are in the table, whoever put them there."""
     kinds: tuple[type[Plan | User], ...] = (Plan, User)
     for kind in kinds:
-        async for entries in each_page(partial(directory.page, kind, limit=_SOME)):
+        async for entries in retried_pages(partial(directory.page, kind, limit=_SOME)):
             for entry in entries:
                 rules.learn(entry.quotas)
 

@@ -20,16 +20,7 @@ from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.mapping import HELD, NEEDED, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.mapping import Mapping as Columns
-from ratelimit.migrate.rows import (
-    Batch,
-    Entity,
-    Source,
-    SourceRefused,
-    SourceRow,
-    SourceUnavailable,
-    is_asked,
-    rows_of,
-)
+from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, SourceUnavailable, is_asked, rows_of
 from ratelimit.retry import retry_store
 
 # A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
@@ -250,7 +241,6 @@ class SqlSource(Source):
         return [*found, "counters"] if "events" in found else found
 
     async def size(self, entity: Entity) -> int | None:
-        """Return a number of rows."""
         table = self._selectable(entity)
         query = self._sa.select(self._sa.func.count()).select_from(table)
         return int(await self._run(lambda: self._fetch(query)[0][0]))
@@ -265,7 +255,6 @@ class SqlSource(Source):
 
     @property
     def files(self) -> Sequence[Path]:
-        """Return SQLite's."""
         if self._engine.dialect.name != "sqlite":
             return ()
         return (Path(unquote(str(self._engine.url.database).removeprefix("file://"))),)

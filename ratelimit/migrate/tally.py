@@ -165,7 +165,6 @@ class Tally:
             yield Tallied(Key(user, action), sums, self._mark(user, action), newest + 1)
 
     def _fields(self, action: str, at: int, cost: int) -> Iterator[tuple[str, int, int]]:
-        """Yield field, floor and amount."""
         if not cost:
             return
         counts = at >= self._first_total
@@ -174,9 +173,8 @@ class Tally:
                 if type(op) is Add:
                     if at >= self._now - 3 * one.quota.window.longest and not stale((op.field,), self._now):
                         yield op.field, 0, op.amount
-                elif (
-                    type(op) is Put and counts
-                ):  # a bucket from its beginning at this moment, and the limit it counts by
+                elif type(op) is Put and counts:
+                    # A bucket from its beginning at this moment, and the limit it counts by.
                     start = at * 1000 if op.field == bucket_field(one.quota.window) else op.value
                     yield op.field, start, op.value - start
         if counts:

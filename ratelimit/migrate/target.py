@@ -11,9 +11,9 @@ from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.access import Client
-from ratelimit.dynamodb.calls import HARMLESS, Retries, Stats
+from ratelimit.dynamodb.calls import ConditionFailed, Retries, Stats, TableCalls
 from ratelimit.dynamodb.client import connect
-from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
+from ratelimit.dynamodb.control import Control
 from ratelimit.dynamodb.events import event_of
 from ratelimit.dynamodb.schema import (
     EVENT_TYPE,
@@ -30,7 +30,7 @@ from ratelimit.dynamodb.schema import (
     parse_event_sk,
 )
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.ledger import Ledger
 from ratelimit.names import Key
@@ -181,7 +181,6 @@ class Target:
         return await retry_store(lambda: self.store.read(key))
 
     async def pause(self, attempt: int = 1) -> None:
-        """Wait, before something is tried again."""
         await STORE_BACKOFF.pause(attempt)
 
     async def _put_batch(self, events: Sequence[UsageEvent]) -> None:
@@ -253,18 +252,18 @@ class RawTable:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._retries = Retries(max(5, settings.attempts), Stats())
-        self._connection: Client | None = None
+        self._retries = Retries(max(5, settings.attempts), stats := Stats())
+        self._calls = TableCalls(self._connected, settings, stats, self._retries)
+        self._client: Client | None = None
 
     async def open(self) -> None:
         """Open it; nothing is sent yet."""
-        if self._connection is None:
-            self._connection = await connect(self.settings)
+        await self._connected()
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -275,20 +274,13 @@ class RawTable:
 
     async def description(self) -> Mapping[str, Any]:
         """Return what `DescribeTable` says."""
-        answer = await self._call("describe_table", TableName=self.settings.table)
-        return dict(answer.get("Table") or {})
+        return await Control(await self._connected(), self._retries).describe()
 
     async def scan(self, *, limit: int, after: str | None = None) -> tuple[Sequence[Item], str | None]:
         """Return some items in the table's own order, and where the rest begins. The keys are `PK` and `SK`."""
-        request: dict[str, Any] = {"TableName": self.settings.table, "Limit": limit, "ConsistentRead": True}
-        if after is not None:
-            pk, sk = decode_cursor(after, tuple[str, str])
-            request["ExclusiveStartKey"] = {"PK": {"S": pk}, "SK": {"S": sk}}
-        answer = await self._call("scan", **request)
-        if "Items" not in answer:
-            raise AnswerLost(f"table {self.settings.table!r} answered a scan without items")
-        last = answer.get("LastEvaluatedKey")
-        return answer["Items"], encode_cursor((last["PK"]["S"], last["SK"]["S"])) if last else None
+        start = None if after is None else item_key(*decode_cursor(after, tuple[str, str]))
+        items, last = await self._calls.page("Scan", start=start, Limit=limit, ConsistentRead=True)
+        return items, encode_cursor((last["PK"]["S"], last["SK"]["S"])) if last else None
 
     async def delete_if(self, key: Item, *, equal: Mapping[str, int], absent: Sequence[str]) -> bool:
         """Delete an item whose numbers are still these, and in which none of the others has come; whether it was so."""
@@ -297,21 +289,15 @@ class RawTable:
         still += [f"attribute_not_exists(#n{at})" for at in range(len(equal), len(names))]
         values = {f":v{at}": {"N": str(value)} for at, value in enumerate(equal.values())}
         try:
-            await self._send(
-                "delete_item", TableName=self.settings.table, Key=key, ConditionExpression=" AND ".join(still),
+            await self._calls.once(
+                "DeleteItem", Key=key, ConditionExpression=" AND ".join(still),
                 ExpressionAttributeNames=names, ExpressionAttributeValues=values,
             )  # fmt: skip
-        except StoreUnavailable as error:
-            if error.__cause__ is None or code_of(error.__cause__) != "ConditionalCheckFailedException":
-                raise
+        except ConditionFailed:
             return False
         return True
 
-    async def _call(self, operation: str, **request: Any) -> dict[str, Any]:
-        return await self._retries.run(operation, lambda: self._send(operation, **request), on=HARMLESS)
-
-    async def _send(self, operation: str, **request: Any) -> dict[str, Any]:
-        assert self._connection is not None
-        with explained(self._connection.place):
-            answer: dict[str, Any] = await getattr(self._connection.api, operation)(**request)
-        return answer
+    async def _connected(self) -> Client:
+        if self._client is None:
+            self._client = await connect(self.settings)
+        return self._client

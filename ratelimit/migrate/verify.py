@@ -18,11 +18,11 @@ from ratelimit.event import RETENTION_DAYS, UsageEvent
 from ratelimit.migrate.checkpoint import Counts, ProgressListener, Scratch
 from ratelimit.migrate.counters import live
 from ratelimit.migrate.plan import MigrationPlan, migration_settings, source_of
-from ratelimit.migrate.rows import Counted, Entity, Source, each_page
+from ratelimit.migrate.rows import Counted, Entity, Source, retried_pages
 from ratelimit.migrate.runner import check_found, chunks, learn_rules, opened, uses_of
 from ratelimit.migrate.tally import MARK, SCHEMA, Rules, Tally
 from ratelimit.names import Key
-from ratelimit.quota import quotas_text
+from ratelimit.quota import quotas_texts
 from ratelimit.store.base import day_of
 from ratelimit.store.directory import Plan, User, name_of
 
@@ -175,7 +175,6 @@ class EventSample:
         self._said[mine[1]] = _whole(event)
 
     def compare(self, event: UsageEvent) -> None:
-        """Compare one of the table's."""
         name = f"{event.user} {event.id}"
         if (said := self._said.get(name)) is not None:
             self.compared += 1
@@ -283,7 +282,7 @@ def _whole(event: UsageEvent) -> str:
 
 
 def _said(entry: User | Plan) -> str:
-    quotas = {action: quotas_text(of) for action, of in sorted(entry.quotas.items())}
+    quotas = quotas_texts(dict(sorted(entry.quotas.items())))
     if isinstance(entry, Plan):
         return f"{quotas}"
     identities = sorted(map(str, entry.identities))
@@ -344,7 +343,7 @@ class _Check:
             compared.source += len(events)
             await asyncio.to_thread(sides.note, SOURCE, events)
         scans = self._store.scans
-        async for found in each_page(partial(scans.events, since=since, until=until + 1)):
+        async for found in retried_pages(partial(scans.events, since=since, until=until + 1)):
             compared.target += len(found)
             await asyncio.to_thread(sides.note, TARGET, found)
         sides.judge(self.verdict, compared)
@@ -355,7 +354,7 @@ class _Check:
             sides.note(SOURCE, [one for one in entries if isinstance(one, User | Plan)])
         kind: type[User | Plan] = User if entity == "users" else Plan
         directory = self._store.directory
-        async for found in each_page(partial(directory.page, kind, limit=_PAGE)):
+        async for found in retried_pages(partial(directory.page, kind, limit=_PAGE)):
             sides.note(TARGET, found)
         sides.judge(self.verdict, compared)
 
@@ -370,7 +369,7 @@ class _Check:
         for some in chunks(tally.counters()):
             added = [(one.key, {field: each.on(None) for field, each in one.sums.items()}) for one in some]
             await asyncio.to_thread(sides.note, SOURCE, added)
-        async for found in each_page(self._store.scans.records):
+        async for found in retried_pages(self._store.scans.records):
             await asyncio.to_thread(sides.note, TARGET, found)
         sides.judge(self.verdict, compared)
 

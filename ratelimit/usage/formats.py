@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlia
 
 import msgspec
 
-from ratelimit.errors import InvalidInput
+from ratelimit.errors import InvalidInput, there_are
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.numerals import to_float, to_int
 
@@ -324,7 +324,7 @@ def _no_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8 at byte {error.start + 1}"
 
 
-_KNOWN: Final = f"there are: {', '.join(FIELDS)}"
+_KNOWN: Final = there_are(FIELDS)
 _TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
 _VALUES: Final[dict[str, Callable[[str], object]]] = {
     **dict.fromkeys(("cost", "status", "at"), _number(to_int)),

@@ -48,13 +48,7 @@ _DISK_TIMEOUT_S: Final = 5.0
 class Journal:
     """One per log and event loop; its files are touched in a thread of its own. Feeds the `writer` what is kept."""
 
-    def __init__(
-        self,
-        directory: Path,
-        settings: UsageSettings,
-        stats: UsageStats,
-        writer: EventWriter,
-    ) -> None:
+    def __init__(self, directory: Path, settings: UsageSettings, stats: UsageStats, writer: EventWriter) -> None:
         self._directory = directory
         self._settings = settings
         self._stats = stats
