@@ -19,8 +19,7 @@ from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import Csv
 from tests.cli.command import Command, Terminal
 from tests.engines import Engine
-from tests.usage.files import Interrupted, InterruptedStore
-from tests.usage.test_erasing import killed
+from tests.usage.files import Interrupted, InterruptedStore, killed
 
 NOW = datetime.now(UTC)
 LONG_AGO = (NOW - timedelta(days=200)).date().isoformat()

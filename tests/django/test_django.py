@@ -19,8 +19,7 @@ from mangum import Mangum
 
 from ratelimit import Alert, ConfigError, LimiterClosed, Policy, RateLimitError, UnknownAction
 from ratelimit.django.middleware import surface
-from tests.http.apps import client_of
-from tests.http.test_lifespan import EVENT
+from tests.http.apps import LAMBDA_EVENT, client_of
 
 MIDDLEWARE = ["tests.django.site.authentication", "ratelimit.django.RateLimitMiddleware"]
 HINT = Policy("hint", "2/day", match="POST /hints")
@@ -284,6 +283,6 @@ def test_on_lambda_nothing_is_left_to_do_when_the_answer_is_there(monkeypatch: p
     with limits(hint, usage="memory", on_alert=tell), asyncio.Runner() as runner:
         asyncio.set_event_loop(runner.get_loop())
         handler = Mangum(get_asgi_application(), lifespan="off")
-        assert handler(EVENT, {})["statusCode"] == 200  # type: ignore[arg-type]
+        assert handler(LAMBDA_EVENT, {})["statusCode"] == 200  # type: ignore[arg-type]
         assert (told, len(surface(is_async=True).limiter.store.events)) == ([0.5], 1)
     asyncio.set_event_loop(None)

@@ -11,7 +11,7 @@ import pytest
 
 from ratelimit.testing.engines import free_port
 from tests.engines import Engine
-from tests.wsgi.test_servers import ask, serving
+from tests.wsgi.servers import ask, serving
 
 SITE = """
 import os

@@ -16,6 +16,14 @@ from ratelimit.testing import FakeClock
 from tests.turns import settled
 
 HINT = Policy("hint", "5/day", match="POST /hints")
+LAMBDA_EVENT = {
+    "version": "2.0",
+    "rawPath": "/hints",
+    "rawQueryString": "",
+    "headers": {"host": "example.com"},
+    "requestContext": {"http": {"method": "POST", "path": "/hints", "sourceIp": "192.0.2.1"}, "stage": "$default"},
+    "isBase64Encoded": False,
+}
 
 
 def limiter_of(

@@ -37,7 +37,7 @@ from ratelimit.names import Key
 from ratelimit.store import Outcome, Write
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
-from tests.http.apps import call, client_of, hello, lifespan_of, limiter_of, scope_of
+from tests.http.apps import LAMBDA_EVENT, call, client_of, hello, lifespan_of, limiter_of, scope_of
 from tests.limiter.stores import CountingStore, YieldingStore
 from tests.turns import settled
 from tests.usage.stores import ScriptedEvents, down, scripted
@@ -268,14 +268,6 @@ async def test_where_nobody_says_that_the_process_ends_an_outage_does_not_hold_u
 
 POLICIES = [Policy("hint", "2/day", match="POST /hints"), Policy("all", "unlimited", match="/**", log="none")]
 ADDRESS = "ip:192.0.2.1"
-EVENT = {
-    "version": "2.0",
-    "rawPath": "/hints",
-    "rawQueryString": "",
-    "headers": {"host": "example.com"},
-    "requestContext": {"http": {"method": "POST", "path": "/hints", "sourceIp": "192.0.2.1"}, "stage": "$default"},
-    "isBase64Encoded": False,
-}
 
 
 class Counters(YieldingStore):
@@ -328,7 +320,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def handle(app: ASGIApp, **options: Any) -> int:
-    status: int = Mangum(app, **options)(EVENT, {})["statusCode"]  # type: ignore[arg-type]
+    status: int = Mangum(app, **options)(LAMBDA_EVENT, {})["statusCode"]  # type: ignore[arg-type]
     return status
 
 
@@ -337,7 +329,7 @@ def test_on_lambda_nothing_is_left_to_do_when_the_answer_is_there(caplog: pytest
     store = Counters()
     handler = Mangum(app_of(store), lifespan="off")
     for number in (1, 2, 3):
-        answer = handler(EVENT, {})  # type: ignore[arg-type]
+        answer = handler(LAMBDA_EVENT, {})  # type: ignore[arg-type]
         assert answer["statusCode"] == (429 if number == 3 else 200)
         assert (len(store.events), store.used["hint"]) == (number, min(number, 2))
         assert store.used.get("all", 0) == min(number, 2), "which no answer waits for elsewhere"
@@ -351,7 +343,7 @@ def test_a_table_that_is_away_does_not_hold_up_a_function() -> None:
     store = Counters()
     store.events.always = down
     handler = Mangum(app_of(store), lifespan="off")
-    assert [handler(EVENT, {})["statusCode"] for _ in range(2)] == [200, 200]  # type: ignore[arg-type]
+    assert [handler(LAMBDA_EVENT, {})["statusCode"] for _ in range(2)] == [200, 200]  # type: ignore[arg-type]
     store.events.always = None
 
 

@@ -19,7 +19,7 @@ from ratelimit.store import MemoryStore, Outcome, Store, Write
 from ratelimit.testing import FakeClock, virtual_time
 from ratelimit.testing.virtual_time import VirtualClock
 from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing
-from tests.sync.test_forks import forked
+from tests.sync.forks import forked
 from tests.turns import settled, turn
 
 API = Policy("api", "2/minute", on_unavailable="deny")

@@ -19,7 +19,7 @@ from ratelimit.regions.regions import home_of
 from ratelimit.testing.engines import Engine, start
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
-from tests.cli.test_table_docs import commands
+from tests.docs.pages import command_lines
 from tests.regions.replicator import REGIONS
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -113,8 +113,8 @@ def test_three_processes_in_three_regions_admit_exactly_the_quota(
     assert (found.status, " ".join(found.out.split())) == (1, f"limits: {whole}; configured is {less}")
     found = ratelimit("table", "regions", "--json", "--config", config)
     assert (found.status, found.json) == (1, {"name": "limits", "recorded": whole, "configured": less, "away": []})
-    (change,) = commands("regions.md")
-    assert ratelimit(*change[1:], "--config", config).status == 0
+    (change,) = command_lines("docs/regions.md", fenced_only=True)
+    assert ratelimit(*change.words[1:], "--config", config).status == 0
     assert ratelimit("check", "alice", "hint", "--config", config).status == 3, "the other region has another record"
     monkeypatch.setenv("AWS_REGION", REGIONS[1])
     assert ratelimit("table", "regions", "--change", "--config", config).status == 0

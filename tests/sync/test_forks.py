@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -16,21 +15,11 @@ from ratelimit.sync import Limiter, open_store
 from ratelimit.sync.store import store_from
 from ratelimit.testing import FakeClock
 from tests.faults.apart import Apart
+from tests.sync.forks import forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
 
 HINT = Policy("hint", "100/day", on_unavailable="deny")
-
-
-def forked(work: Callable[[], bool]) -> bool:
-    """What the work is in a child."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if work() else 1)
-        except BaseException:  # noqa: BLE001 (the child must not go on with the tests)
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("fast", ["on", "off"])

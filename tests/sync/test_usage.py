@@ -19,7 +19,7 @@ from ratelimit import ConfigError, InvalidEvent, MemoryStore, Policy, StoreUnava
 from ratelimit.sync import InsideEventLoop, Limiter, Store, UsageLog, open_store
 from tests.faults import error, internal_error, slow
 from tests.faults.apart import Apart
-from tests.sync.test_forks import forked
+from tests.sync.forks import forked
 from tests.sync.test_limiter import in_threads
 from tests.sync.test_limiter import store as store
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,3 +109,32 @@ class EndlessScans:
         )
         self.left -= 1
         return Page(made, str(first + self.size) if self.left else None)
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from ratelimit import MemoryStore
+from ratelimit.usage import UsageLog
+
+class Nowhere(MemoryStore):
+    pass
+
+async def main():
+    store = Nowhere()
+    async def never(events):
+        await asyncio.Event().wait()
+    store.events.put = never
+    async with UsageLog(store, durability="journal", journal_dir=sys.argv[1]) as usage:
+        for number in range(20):
+            await usage.record("alice", "hint")
+            await usage.record("bob", "hint")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def killed(directory: Path) -> None:
+    """What a dead process leaves: forty events, twenty of them Alice's."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(directory)], timeout=240, check=False)
+    assert done.returncode == -signal.SIGKILL

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +19,7 @@ from ratelimit.usage.reports import Reports
 from ratelimit.usage.segments import Erasures
 from tests.engines import Engine
 from tests.usage.conftest import TABLE, on_engine
+from tests.usage.files import killed
 from tests.usage.noon import at_noon, days_ago
 
 
@@ -189,33 +187,6 @@ async def test_an_erase_that_lost_its_table_on_the_way_goes_on_when_repeated(eng
 
 
 # Accepted, and killed before any of it could reach the table.
-KILLED = """
-import asyncio, os, signal, sys
-from ratelimit import MemoryStore
-from ratelimit.usage import UsageLog
-
-class Nowhere(MemoryStore):
-    pass
-
-async def main():
-    store = Nowhere()
-    async def never(events):
-        await asyncio.Event().wait()
-    store.events.put = never
-    async with UsageLog(store, durability="journal", journal_dir=sys.argv[1]) as usage:
-        for number in range(20):
-            await usage.record("alice", "hint")
-            await usage.record("bob", "hint")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-asyncio.run(main())
-"""
-
-
-def killed(directory: Path) -> None:
-    """What a dead process leaves: forty events, twenty of them Alice's."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(directory)], timeout=240, check=False)
-    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.process

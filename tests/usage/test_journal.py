@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ratelimit import ConfigError, UsageEvent, UsageLog
 from ratelimit.usage.segments import JournalLock, adopt_dead, frame, unframe
-from tests.test_event import event
 from tests.usage.disks import BrokenDisk, CountingDisk, FullDisk
+from tests.usage.files import event
 from tests.usage.stores import ScriptedEvents, never, scripted
 
 events_made = st.builds(

@@ -23,9 +23,9 @@ from ratelimit.usage import UsageLog, journal
 from ratelimit.usage.journal import ReplayQueue
 from ratelimit.usage.segments import JournalLock, Segment, adopt_dead, frame
 from tests.engines import Engine
-from tests.test_event import event
 from tests.usage.conftest import on_engine
 from tests.usage.disks import HungDisk, SlowDisk
+from tests.usage.files import event
 from tests.usage.stores import Fault, ScriptedEvents, never, scripted
 from tests.usage.test_journal import files, journaled, left_behind
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ratelimit.event import UsageEvent
 from ratelimit.usage.segments import JournalLock, Segment, SegmentRead, adopt_dead, find_frame, frame
-from tests.test_event import event
+from tests.usage.files import event
 from tests.usage.test_journal import events_made, files, journaled, left_behind, segment_of
 
 
