@@ -58,7 +58,7 @@ class Session(AIOHTTPSession):  # type: ignore[misc]
         try:
             return await super().send(request)
         except (aws.ConnectionClosedError, aws.EndpointConnectionError) as error:
-            if idle < STALE_S or isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError):
+            if idle < STALE_S or not _is_silent_end(error.kwargs.get("error")):
                 raise
         finally:
             self._used = elapsed()
@@ -67,6 +67,13 @@ class Session(AIOHTTPSession):  # type: ignore[misc]
     async def _get_session(self, proxy_url: str | None) -> Any:
         session = await super()._get_session(proxy_url)
         return SimpleNamespace(request=partial(session.request, allow_redirects=False))
+
+
+def _is_silent_end(error: object) -> bool:
+    """Return whether a connection ended before a byte of the answer."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)  # and not what there is of the answer's head
+    return isinstance(error, aiohttp.ClientOSError) and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 async def connect(settings: Settings, clock: ServerClock | None = None) -> Client:

@@ -18,8 +18,9 @@ from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
-from tests.faults import hang_up, ok, slow
+from tests.faults import Behaviour, half, hang_up, ok, slow
 from tests.faults.apart import Apart
+from tests.faults.oddities import raw
 
 pytestmark = pytest.mark.heavy
 
@@ -95,6 +96,25 @@ def test_a_connection_that_is_closed_as_the_request_comes(apart: Apart, run: Run
             with pytest.raises(AnswerLost):  # a new one, which was not idle: nobody knows, and it is not sent again
                 await store.apply(ALICE, ADD, now=0)
             assert apart.server.received["UpdateItem"] == 5
+
+    run(play())
+
+
+@fast_or_slow
+@pytest.mark.parametrize("answer", [half(), raw(b"HTTP/1.1 200 OK\r\nContent-Le", close=True)])
+def test_a_request_whose_answer_has_begun_is_not_sent_again(
+    apart: Apart, run: Run, fast: bool, answer: Behaviour
+) -> None:
+    """However long the connection was idle: the server had it."""
+
+    async def play() -> None:
+        async with new_store(apart, fast=fast) as store:
+            assert (await store.apply(ALICE, ADD, now=0)).applied
+            stand_still(1.1)
+            apart.server.then(answer)
+            with pytest.raises(AnswerLost):
+                await store.apply(ALICE, ADD, now=0)
+            assert apart.server.received["UpdateItem"] == 2
 
     run(play())
 

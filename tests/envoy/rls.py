@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, message_factory, wrappers_pb2
@@ -45,7 +46,7 @@ TYPES: Final = {"uint32": 13, "string": 9, "bool": 8, "enum": 5}
 MESSAGE_TYPE: Final = 11
 
 
-def _classes() -> dict[str, Any]:
+def _classes(types: Mapping[str, int] = TYPES) -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     file = descriptor_pb2.FileDescriptorProto(name="rls.proto", package="rls", syntax="proto3")
     for known in (wrappers_pb2, duration_pb2):
@@ -56,7 +57,7 @@ def _classes() -> dict[str, Any]:
         for number, field, kind in fields:
             bare = kind.removeprefix("*")
             added = message.field.add(number=number, name=field, label=3 if kind.startswith("*") else 1)
-            added.type = TYPES.get(bare, MESSAGE_TYPE)
+            added.type = types.get(bare, MESSAGE_TYPE)
             if added.type == MESSAGE_TYPE:
                 added.type_name = f".{bare}" if bare.startswith("google.") else f".rls.{_flat(bare)}"
     pool.Add(file)
@@ -72,6 +73,8 @@ def _flat(name: str) -> str:
 _CLASSES: Final = _classes()
 RateLimitRequest: Final[Any] = _CLASSES[f"{SERVICE}.RateLimitRequest"]
 RateLimitResponse: Final[Any] = _CLASSES[f"{SERVICE}.RateLimitResponse"]
+RawRateLimitRequest: Final[Any] = _classes({**TYPES, "string": 12})[f"{SERVICE}.RateLimitRequest"]
+"""With texts as bytes, of which protobuf does not ask that they be UTF-8."""
 
 
 def request(domain: str, *descriptors: dict[str, str], hits: int = 0) -> bytes:

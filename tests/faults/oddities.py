@@ -95,14 +95,14 @@ def then_close(*, announced: bool) -> Behaviour:
     return behave
 
 
-def raw(data: bytes) -> Behaviour:
+def raw(data: bytes, *, close: bool = False) -> Behaviour:
     """These bytes and nothing else. The request was executed."""
 
     async def behave(exchange: Exchange) -> bool:
         exchange.good_answer()
         exchange.writer.write(data)
         await exchange.writer.drain()
-        return True
+        return not close
 
     return behave
 
