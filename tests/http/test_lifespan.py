@@ -102,7 +102,8 @@ async def test_an_app_that_may_not_start_ends_what_it_has_begun() -> None:
     app.routes.append(APIRoute("/x", lambda: None, dependencies=[Depends(limited("hnit"))]))
     with pytest.raises(UnknownAction):
         async with lifespan_of(RateLimitMiddleware(app, limiter=limiter_of(store=store))):
-            assert store.seen == ["open", "app starts", "app stops", "close"]
+            pass
+    assert store.seen == ["open", "app starts", "app stops", "close"]
 
 
 async def test_a_store_that_is_away_lets_the_app_start_and_is_opened_later(caplog: pytest.LogCaptureFixture) -> None:
